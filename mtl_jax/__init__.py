@@ -1,0 +1,3 @@
+"""Multi-task dense prediction in JAX and Flax."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,44 @@
+"""What a dataset is: named labels and splits of examples that can be read by index."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+Example = dict[str, Any]
+"""{"image": uint8[h,w,3], "labels": {task: [h,w,C] in the task's canonical form, compact dtype}}"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Examples of one split, read at random by index.
+
+    Attributes:
+      ids: one unique name per example, in the split's own order.
+      sizes: i32[N,2], height and width of each image.
+      load: index -> Example; thread-safe; raises UserError that names the file it cannot read.
+    """
+
+    ids: Sequence[str]
+    sizes: np.ndarray
+    load: Callable[[int], Example]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A dataset: `build(**options)` of each module in data/datasets returns one.
+
+    Attributes:
+      labels: per task name, what the data say of the label: options of the task such as `kind`,
+        `num_classes`, `class_names`.
+      splits: names of the splits.
+      split: (split name, tasks) -> Split that loads the labels of these tasks alone.
+    """
+
+    labels: Mapping[str, Mapping[str, Any]]
+    splits: Sequence[str]
+    split: Callable[[str, Sequence[str]], Split]

@@ -1,0 +1,104 @@
+"""What a task is: everything that the rest of the library must know of one kind of label, in one place.
+
+A task never sees a file or a network. Labels arrive in the task's *canonical form*, which every
+dataset reader produces and which the class docstring of each task states (unit, range, value that
+means "unknown"). Geometry (`known`, `flip`, `rescale`, `rotate`) is written with operators alone, so
+that it works on NumPy, TensorFlow (input pipeline) and JAX (methods) arrays alike.
+"""
+
+import dataclasses
+from typing import Any, ClassVar, Protocol
+
+import jax
+import numpy as np
+
+Array = Any  # numpy.ndarray, tf.Tensor or jax.Array
+
+
+class Metric(Protocol):
+    """A streaming accumulator: a pytree, exact over a whole split, whatever the batch boundaries."""
+
+    def update(self, pred: jax.Array, label: jax.Array, valid: jax.Array) -> "Metric":
+        """Adds a batch; `pred` is already activated. Pure and jittable, unless `on_host` is true."""
+
+    def compute(self) -> dict[str, float]:
+        """Results by name, as Python floats; NaN where nothing was valid."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A dense (or global) prediction task.
+
+    Attributes:
+      name: key of the task in config, batch, model and results.
+      channels: width of the network's raw output.
+      label_channels: C of the canonical label [..., H, W, C].
+      label_dtype: dtype of the label in a batch ("int32" for class ids, else "float32").
+      interpolation: how the label is resampled, "nearest" or "bilinear".
+      fill: label value that means "unknown"; padding is filled with it.
+      dense: False for one label per image: label, valid and prediction are then [B, 1, 1, C].
+      headline: the metric that represents the task in Delta_m and in tables.
+      better: +1 if a larger headline is better, -1 if a smaller one is.
+    """
+
+    name: str
+    channels: int = 1
+
+    label_channels: ClassVar[int] = 1
+    label_dtype: ClassVar[str] = "float32"
+    interpolation: ClassVar[str] = "nearest"
+    fill: ClassVar[float] = float("nan")
+    dense: ClassVar[bool] = True
+    headline: ClassVar[str]
+    better: ClassVar[int]
+
+    # Geometry of a canonical label [..., H, W, C]; resampling itself is done by data/augment.py.
+
+    def known(self, label: Array) -> Array:
+        """bool[..., H, W, 1]: where the label holds a value (is not `fill`)."""
+        raise NotImplementedError
+
+    def flip(self, label: Array) -> Array:
+        """Values of the label after a mirroring left to right of the image (places already moved)."""
+        return label
+
+    def rescale(self, label: Array, factor: Array) -> Array:
+        """Values after enlarging the image by `factor` (same camera, so things appear nearer)."""
+        return label
+
+    def rotate(self, label: Array, radians: Array) -> Array:
+        """Values after turning the image's content counter-clockwise (as seen) by `radians`."""
+        return label
+
+    # Learning and measuring.
+
+    def activate(self, pred: jax.Array) -> jax.Array:
+        """Raw output [..., channels] -> physical prediction (probabilities, metres, unit vectors), f32."""
+        return pred.astype("float32")
+
+    def encode(self, label: jax.Array) -> jax.Array:
+        """Canonical label -> f32[..., channels] in the space of `activate` (one-hot, metres, ...).
+
+        Finite everywhere; all zero where the label is unknown.
+        """
+        raise NotImplementedError
+
+    def loss(self, pred: jax.Array, label: jax.Array, valid: jax.Array) -> jax.Array:
+        """f32[B]: masked mean per example; `pred` is raw f32[B,H,W,channels], valid f32[B,H,W,1].
+
+        Labels at valid == 0 have no influence, whatever stands there; without any valid place the
+        loss and its gradient are 0.
+        """
+        raise NotImplementedError
+
+    def metric(self) -> Metric:
+        """An empty accumulator whose results include `headline`."""
+        raise NotImplementedError
+
+    def distance(self, a: jax.Array, b: jax.Array) -> jax.Array:
+        """f32[...]: how far apart two *encoded* labels [..., channels] are (0 = the same)."""
+        raise NotImplementedError
+
+    def colorize(self, encoded: np.ndarray) -> np.ndarray:
+        """uint8[H,W,3] picture of one encoded label or activated prediction f32[H,W,channels]."""
+        raise NotImplementedError
