@@ -29,7 +29,7 @@ def resolve(package: str, name: str) -> ModuleType:
         else:
             if hasattr(module, "build"):
                 return module
-    kind = package.split(".")[-1]
+    kind = package.replace(".", "/")
     raise UserError(f"unknown name {name!r} in {kind}: choose one of {', '.join(available(package))}")
 
 

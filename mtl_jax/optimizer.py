@@ -26,7 +26,8 @@ def schedule(options: Any, steps: int) -> Schedule:
         "constant": lambda: optax.constant_schedule(peak),
     }
     if options.schedule not in decay:
-        raise UserError(f"config.optimizer.schedule is {options.schedule!r}: choose one of {', '.join(decay)}")
+        known = ", ".join(decay)
+        raise UserError(f"config.optimizer.schedule is {options.schedule!r}: choose one of {known}")
     after = decay[options.schedule]()
     if not warmup:
         return after
@@ -58,7 +59,8 @@ def transformation(options: Any, groups: Any) -> optax.GradientTransformation:
     kinds = {label.split(":")[0] for label in labels}
     for name in options.lr_scale:
         if name not in labels | kinds:
-            raise UserError(f"config.optimizer.lr_scale names {name!r}: the groups are {', '.join(sorted(labels | kinds))}")
+            known = ", ".join(sorted(labels | kinds))
+            raise UserError(f"config.optimizer.lr_scale names {name!r}: the groups are {known}")
 
     def group(label: str) -> optax.GradientTransformation:
         scale = options.lr_scale.get(label, options.lr_scale.get(label.split(":")[0], 1.0))

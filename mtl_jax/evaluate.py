@@ -1,0 +1,104 @@
+"""The one generic evaluation: stream a split through a predictor into the tasks' metrics."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from mtl_jax.data import pipeline
+from mtl_jax.sharding import batch_sharding, replicated
+from mtl_jax.tasks import Task
+
+Batch = Mapping[str, Any]
+Predictor = Callable[[Any, jax.Array], dict[str, jax.Array]]
+"""(variables, image f32[B,H,W,3]) -> activated predictions f32[B,H,W,channels] by task; jittable."""
+
+
+def predictor(model: Any, tasks: Mapping[str, Task]) -> Predictor:
+    """Predicts with a network; `variables` are those of `model.apply`."""
+
+    def predict(variables: Any, image: jax.Array) -> dict[str, jax.Array]:
+        outputs = model.apply(variables, image, tuple(tasks), train=False).outputs
+        return {name: task.activate(outputs[name]) for name, task in tasks.items()}
+
+    return predict
+
+
+def constant_predictor(tasks: Mapping[str, Task]) -> Predictor:
+    """Predicts the same value everywhere; `variables` are the values f32[channels] by task."""
+
+    def predict(values: Any, image: jax.Array) -> dict[str, jax.Array]:
+        batch, height, width, _ = image.shape
+        size = {name: (height, width) if task.dense else (1, 1) for name, task in tasks.items()}
+        return {
+            name: jnp.broadcast_to(values[name], (batch, *size[name], task.channels))
+            for name, task in tasks.items()
+        }
+
+    return predict
+
+
+class Evaluation:
+    """Evaluates a predictor again and again, compiled once per image size."""
+
+    def __init__(self, predict: Predictor, tasks: Mapping[str, Task], mesh: Mesh):
+        self._tasks = tasks
+        self._mesh = mesh
+        self._on_host = {name for name, task in tasks.items() if getattr(task.metric(), "on_host", False)}
+
+        def step(metrics, variables, batch):
+            predictions = predict(variables, batch["image"])
+            metrics = {
+                name: metric.update(predictions[name], batch["labels"][name], batch["valid"][name])
+                for name, metric in metrics.items()
+            }
+            return metrics, {name: predictions[name] for name in self._on_host}
+
+        whole, split = replicated(mesh), batch_sharding(mesh)
+        self._step = jax.jit(
+            step, in_shardings=(whole, whole, split), out_shardings=(whole, split), donate_argnums=0
+        )
+
+    def __call__(self, variables: Any, batches: Iterable[Batch]) -> dict[str, float]:
+        """Results over all `batches` (NumPy, each host its own rows), named `task/metric`."""
+        metrics = {name: task.metric() for name, task in self._tasks.items()}
+        on_host = {name: metrics.pop(name) for name in self._on_host}
+        # Jitted arguments are donated: they must not share buffers with constants of the metric.
+        metrics = jax.device_put(jax.tree.map(np.array, metrics), replicated(self._mesh))
+        for batch in pipeline.to_device(batches, batch_sharding(self._mesh)):
+            metrics, predictions = self._step(metrics, variables, batch)
+            for name, pred in jax.device_get(predictions).items():
+                label, valid = jax.device_get((batch["labels"][name], batch["valid"][name]))
+                on_host[name] = on_host[name].update(pred, label, valid)
+        results = jax.device_get(metrics) | on_host
+        return {f"{name}/{key}": v for name in self._tasks for key, v in results[name].compute().items()}
+
+
+def mean_labels(batches: Iterable[Batch], tasks: Mapping[str, Task]) -> dict[str, jax.Array]:
+    """The best constant prediction of each task: its mean encoded label, f32[channels].
+
+    Class frequencies for classes (their arg max is the most frequent one), the mean in metres for
+    depth, the mean vector for normals, which `activate`'s space makes comparable with a network's.
+    """
+
+    @jax.jit
+    def add(sums, batch):
+        result = {}
+        for name, task in tasks.items():
+            valid = batch["valid"][name]
+            encoded = jnp.where(valid > 0, task.encode(batch["labels"][name]), 0.0)
+            axes = tuple(range(encoded.ndim - 1))
+            # Averages of averages: batches have equal size, and the reference need not be exact.
+            mean = jnp.sum(encoded * valid, axes) / jnp.maximum(jnp.sum(valid), 1.0)
+            count = jnp.any(valid > 0).astype(jnp.float32)
+            total, n = sums[name]
+            result[name] = (total + mean, n + count)
+        return result
+
+    sums = {name: (jnp.zeros(task.channels), jnp.zeros(())) for name, task in tasks.items()}
+    for batch in batches:
+        sums = add(sums, batch)
+    return {name: total / jnp.maximum(n, 1.0) for name, (total, n) in sums.items()}

@@ -1,0 +1,164 @@
+"""A run's parts, put together from its config or read back from its working directory."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from mtl_jax import config as configs
+from mtl_jax import names
+from mtl_jax import tasks as tasks_lib
+from mtl_jax.checkpoint import Checkpoints, abstract
+from mtl_jax.data.dataset import Dataset
+from mtl_jax.errors import UserError
+from mtl_jax.sharding import make_mesh, replicated
+from mtl_jax.tasks import Task
+
+
+def build_dataset(config: ConfigDict) -> Dataset:
+    """The dataset that the config names; UserError if it lacks one of the config's splits."""
+    dataset = names.build("data.datasets", config.data.name, config.data.options)
+    for key in ("train", "eval"):
+        if config.data[key] not in dataset.splits:
+            known = ", ".join(dataset.splits)
+            raise UserError(f"config.data.{key} is {config.data[key]!r}: {config.data.name} has the splits {known}")
+    return dataset
+
+
+def build_model(config: ConfigDict, tasks: Mapping[str, Task]) -> nn.Module:
+    """The network that the config names, for these tasks."""
+    options = {key: value for key, value in config.model.items() if key != "name"}
+    return names.build("models", config.model.name, options, dict(tasks), config.dtype)
+
+
+def build_method(config: ConfigDict, model: nn.Module, tasks: Mapping[str, Task]) -> Any:
+    """The method that the config names, over this model and these tasks."""
+    options = {key: value for key, value in config.method.items() if key != "name"}
+    return names.build("methods", config.method.name, options, model, dict(tasks))
+
+
+def example_batch(config: ConfigDict, tasks: Mapping[str, Task]) -> dict[str, Any]:
+    """A batch of zeros with the size of a training crop, to initialise variables with."""
+    height, width = config.data.size
+    batch = config.data.batch_size
+    size = {name: (height, width) if task.dense else (1, 1) for name, task in tasks.items()}
+    return {
+        "image": jnp.zeros((batch, height, width, 3)),
+        "labels": {n: jnp.zeros((batch, *size[n], t.label_channels), t.label_dtype) for n, t in tasks.items()},
+        "valid": {n: jnp.zeros((batch, *size[n], 1)) for n in tasks},
+        "id": jnp.zeros((batch,), jnp.int32),
+    }
+
+
+# Keys that may differ between a run and its resumption, since they change no number of it.
+FREE_KEYS = ("job", "train.log_every", "train.keep", "train.profile_step", "data.cache", "data.eval_batch_size")
+
+
+def claim_workdir(config: ConfigDict, workdir: str) -> None:
+    """Writes config.json into a new working directory, or checks that it is this config's.
+
+    Raises:
+      UserError: the folder belongs to a run of another config; names the keys that differ.
+    """
+    path = os.path.join(workdir, "config.json")
+    os.makedirs(workdir, exist_ok=True)
+    if os.path.exists(path):
+        ours, theirs = (_flat(c) for c in (config, read_config(workdir)))
+        keys = sorted(set(ours) | set(theirs))
+        missing = object()
+        other = [k for k in keys if ours.get(k, missing) != theirs.get(k, missing) and k not in FREE_KEYS]
+        if other:
+            shown = ", ".join(f"config.{k} ({theirs.get(k)!r} there, {ours.get(k)!r} now)" for k in other[:5])
+            raise UserError(
+                f"{workdir} holds a run of another config; these keys differ: {shown}. Use another --workdir"
+            )
+    write_text(path, configs.to_json(config))
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping | ConfigDict) and len(value):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def write_text(path: str, text: str) -> None:
+    """Writes a small file at once: a reader, or a crash, never sees half of it."""
+    with open(path + ".tmp", "w") as file:
+        file.write(text)
+    os.replace(path + ".tmp", path)
+
+
+def write_tasks(workdir: str, config: ConfigDict, dataset: Dataset) -> None:
+    """Writes tasks.json, from which `load` builds the tasks without the dataset."""
+    merged = {name: {**dataset.labels[name], **options} for name, options in config.tasks.items()}
+    plain = json.dumps(merged, indent=1, default=lambda value: list(value))
+    write_text(os.path.join(workdir, "tasks.json"), plain + "\n")
+
+
+def read_config(workdir: str) -> ConfigDict:
+    """The config of the run in `workdir`; UserError if there is none."""
+    return configs.from_json(_read(workdir, "config.json"))
+
+
+def read_tasks(workdir: str) -> dict[str, Task]:
+    """The tasks of the run in `workdir`; UserError if there is none."""
+    specs = json.loads(_read(workdir, "tasks.json"))
+    return tasks_lib.build({name: {} for name in specs}, specs)
+
+
+def _read(workdir: str, name: str) -> str:
+    try:
+        with open(os.path.join(workdir, name)) as file:
+            return file.read()
+    except FileNotFoundError:
+        raise UserError(f"{workdir} is no working directory of a run: it has no {name}") from None
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A trained network, ready to predict.
+
+    Attributes:
+      variables: what `model.apply` takes, {"params": ..., "batch_stats": ...}.
+      step: the step of training at which they were saved.
+    """
+
+    config: ConfigDict
+    tasks: dict[str, Task]
+    model: nn.Module
+    variables: Any
+    step: int
+
+
+def load(workdir: str, which: str = "latest") -> Experiment:
+    """Reads the deployable network of a run; neither dataset nor method is needed.
+
+    Args:
+      workdir: working directory of a training run.
+      which: "latest" or "best" (by Delta_m) checkpoint.
+
+    Raises:
+      UserError: no run, no checkpoint, or a damaged one.
+    """
+    config, tasks = read_config(workdir), read_tasks(workdir)
+    model = build_model(config, tasks)
+    image = example_batch(config, tasks)["image"][:1]
+    shapes = jax.eval_shape(lambda key: model.init(key, image, tuple(tasks), train=False), jax.random.key(0))
+    shapes = dict(shapes)
+    deployed = {"params": shapes.pop("params"), "state": shapes}
+    checkpoints = Checkpoints(workdir)
+    try:
+        step, restored = checkpoints.restore_model(which, abstract(deployed, replicated(make_mesh())))
+    finally:
+        checkpoints.close()
+    return Experiment(config, tasks, model, {"params": restored["params"], **restored["state"]}, step)

@@ -1,0 +1,302 @@
+"""The generic training loop and its one train step; it knows none of the methods it runs."""
+
+import collections
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from clu import parameter_overview, periodic_actions
+from ml_collections import ConfigDict
+
+from mtl_jax import evaluate, experiment, figures, optimizer
+from mtl_jax import tasks as tasks_lib
+from mtl_jax.checkpoint import Checkpoints, abstract
+from mtl_jax.data import pipeline
+from mtl_jax.errors import UserError
+from mtl_jax.logs import Log, Progress
+from mtl_jax.methods.base import Method
+from mtl_jax.metrics.delta import delta_m
+from mtl_jax.models import cost
+from mtl_jax.sharding import batch_sharding, check_batch_size, make_mesh, replicated
+
+Tree = Any
+
+
+class Interrupted(Exception):
+    """SIGTERM or SIGINT came; the state has been saved and the same command resumes it."""
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that a run carries from step to step.
+
+    Attributes:
+      step: i32[], completed steps.
+      params, state: {"model", "method"} trees of the method (see methods/base.py).
+      opt_state: optimiser state by parameter group.
+      average: exponential moving average of {"params", "state"} of the model, or {}.
+    """
+
+    step: jax.Array
+    params: Tree
+    state: Tree
+    opt_state: Tree
+    average: Tree
+
+    def deployed(self) -> Tree:
+        """The network as it is used: averaged, if the run averages."""
+        return self.average or self.current()
+
+    def current(self) -> Tree:
+        return {"params": self.params["model"], "state": self.state["model"]}
+
+    def split(self) -> tuple[Tree, Tree]:
+        """(deployed, all else), which a checkpoint holds apart; `join` undoes it."""
+        rest = {
+            "step": self.step,
+            "opt_state": self.opt_state,
+            "method": {"params": self.params["method"], "state": self.state["method"]},
+            "current": self.current() if self.average else {},
+        }
+        return self.deployed(), rest
+
+    @staticmethod
+    def join(deployed: Tree, rest: Tree) -> "TrainState":
+        current = rest["current"] or deployed
+        return TrainState(
+            step=rest["step"],
+            params={"model": current["params"], "method": rest["method"]["params"]},
+            state={"model": current["state"], "method": rest["method"]["state"]},
+            opt_state=rest["opt_state"],
+            average=deployed if rest["current"] else {},
+        )
+
+
+def init_state(method: Method, config: ConfigDict, rng: jax.Array, batch: Tree) -> TrainState:
+    """The state before the first step."""
+    variables = method.init(rng, batch)
+    params, state = variables["params"], variables["state"]
+    tx = optimizer.transformation(config.optimizer, method.groups(params))
+    new = TrainState(jnp.zeros((), jnp.int32), params, state, tx.init(params), {})
+    # A copy: the averaged and the current arrays are donated together and must not share buffers.
+    return new.replace(average=jax.tree.map(jnp.copy, new.current())) if config.ema_decay else new
+
+
+def make_step(method: Method, config: ConfigDict) -> Callable[[TrainState, Tree], tuple[TrainState, Tree]]:
+    """The pure train step: (state, batch) -> (new state, metrics by `task/metric`)."""
+    rate = optimizer.schedule(config.optimizer, config.train.steps)
+    clip, decay = config.optimizer.clip_norm, config.ema_decay
+
+    def turn_update(train: TrainState, batch: Tree, rng: jax.Array, turn: str | None):
+        grad = jax.value_and_grad(method.loss, has_aux=True)
+        (loss, (metrics, state)), grads = grad(train.params, train.state, batch, rng, train.step, turn)
+        norm = optax.tree.norm(grads)
+        if clip:
+            grads = jax.tree.map(lambda g: g * jnp.minimum(1.0, clip / jnp.maximum(norm, 1e-12)), grads)
+        groups = method.groups(train.params)
+        tx = optimizer.transformation(config.optimizer, groups)
+        updates, opt_state = tx.update(grads, train.opt_state, train.params)
+        lr = rate(train.step)
+        trained = method.trains(turn)
+        used = jax.tree.map(lambda group: trained is None or group in trained, groups)
+        params = jax.tree.map(lambda p, u, on: p - lr * u if on else p, train.params, updates, used)
+        if trained is not None:  # momentum and counters of the other groups stay as they are
+            inner = {
+                group: opt_state.inner_states[group] if group in trained else old
+                for group, old in train.opt_state.inner_states.items()
+            }
+            opt_state = opt_state._replace(inner_states=inner)
+        state = method.update(params, state)
+        metrics = {**metrics, "all/loss": loss, "all/grad_norm": norm, "all/learning_rate": lr}
+        return train.replace(params=params, state=state, opt_state=opt_state), metrics
+
+    def step(train: TrainState, batch: Tree) -> tuple[TrainState, Tree]:
+        metrics = {}
+        rng = jax.random.fold_in(jax.random.key(config.seed), train.step)
+        for index, turn in enumerate(method.turns):
+            train, new = turn_update(train, batch, jax.random.fold_in(rng, index), turn)
+            metrics.update(new if turn is None else {k.replace("all/", f"{turn}/"): v for k, v in new.items()})
+        if decay:
+            average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, train.average, train.current())
+            train = train.replace(average=average)
+        return train.replace(step=train.step + 1), metrics
+
+    return step
+
+
+def first_bad(metrics: dict[str, float]) -> str | None:
+    """What is not finite in a step's metrics: a task's loss if there is one, else the gradient."""
+    bad = [key for key, value in metrics.items() if not jnp.isfinite(value)]
+    losses = [key for key in bad if key.endswith("/loss") and key != "all/loss"]
+    if losses:
+        return f"the loss of task {losses[0].split('/')[0]!r}"
+    return "the gradient" if bad else None
+
+
+class _Signals:
+    """Remembers SIGTERM and SIGINT, so that the loop can stop between two steps."""
+
+    def __enter__(self):
+        self.received = None
+        self._old = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def _note(self, number, _):
+        self.received = signal.Signals(number).name
+
+    def __exit__(self, *_):
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+
+def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
+    """Trains to the end, or goes on where an earlier run in `workdir` stopped, and evaluates.
+
+    Returns:
+      What it writes to eval.json, by `split/task/metric`.
+
+    Raises:
+      UserError: a wrong config or workdir, an unreadable file, a loss that is not finite.
+      Interrupted: SIGTERM or SIGINT; the state is saved.
+    """
+    mesh = make_mesh()
+    check_batch_size("config.data.batch_size", config.data.batch_size, mesh)
+    check_batch_size("config.data.eval_batch_size", config.data.eval_batch_size, mesh)
+    dataset = experiment.build_dataset(config)
+    tasks = tasks_lib.build(config.tasks, dataset.labels)
+    model = experiment.build_model(config, tasks)
+    method = experiment.build_method(config, model, tasks)
+    experiment.claim_workdir(config, workdir)
+    experiment.write_tasks(workdir, config, dataset)
+    splits = {key: dataset.split(config.data[key], tuple(tasks)) for key in ("train", "eval")}
+
+    # State: from the newest checkpoint, or fresh.
+    checkpoints = Checkpoints(workdir, config.train.keep)
+    whole = replicated(mesh)
+    batch = experiment.example_batch(config, tasks)
+    fresh = jax.jit(lambda key: init_state(method, config, key, batch), out_shardings=whole)
+    start = checkpoints.latest_step()
+    key = jax.random.key(config.seed)
+    if start is None:
+        start, state = 0, fresh(key)
+    else:
+        shapes = abstract(jax.eval_shape(fresh, key), whole)
+        state = TrainState.join(*checkpoints.restore(start, *shapes.split()))
+    log = Log(workdir, start)
+    if start:
+        log.say(f"resuming {workdir} at step {start} of {config.train.steps}")
+    else:
+        log.say(parameter_overview.get_parameter_overview(state.params, include_stats=False))
+
+    # Evaluation, and the reference that every result is compared to.
+    eval_split = config.data.eval
+    reference = constant_results(config, splits, tasks, mesh)
+    headlines = {name: reference[f"{name}/{task.headline}"] for name, task in tasks.items()}
+    evaluation = evaluate.Evaluation(evaluate.predictor(model, tasks), tasks, mesh)
+
+    def run_evaluation(state: TrainState) -> dict[str, float]:
+        deployed = state.deployed()
+        batches = pipeline.eval_batches(splits["eval"], tasks, config.data)
+        results = evaluation({"params": deployed["params"], **deployed["state"]}, batches)
+        ours = {name: results[f"{name}/{task.headline}"] for name, task in tasks.items()}
+        return {**results, "all/delta_m": delta_m(ours, headlines, tasks)}
+
+    step_fn = jax.jit(
+        make_step(method, config),
+        in_shardings=(whole, batch_sharding(mesh)),
+        out_shardings=whole,
+        donate_argnums=0,
+    )
+    batches = pipeline.to_device(
+        pipeline.train_batches(splits["train"], tasks, config.data, config.seed, start), batch_sharding(mesh)
+    )
+    profile = None
+    if config.train.profile_step is not None:
+        profile = periodic_actions.Profile(logdir=workdir, first_profile=config.train.profile_step, every_secs=None)
+    progress = Progress(log, start, config.train.steps, config.data.batch_size)
+    pending: collections.deque[tuple[int, Tree]] = collections.deque()
+
+    def settle(waiting: int) -> None:
+        """Reads the metrics of all but the last `waiting` steps, so that the device never waits."""
+        while len(pending) > waiting:
+            step, metrics = pending.popleft()
+            metrics = jax.device_get(metrics)
+            if culprit := first_bad(metrics):
+                kept = checkpoints.latest_step()
+                raise UserError(
+                    f"{culprit} is not finite at step {step}; "
+                    + (f"the checkpoint of step {kept} is kept. " if kept is not None else "no checkpoint yet. ")
+                    + "Lower config.optimizer.learning_rate or set config.optimizer.clip_norm"
+                )
+            progress.add(step, metrics)
+
+    best = checkpoints.best_results()
+    results: dict[str, float] = {}
+    began = time.monotonic()
+    try:
+        with _Signals() as signals:
+            for step in range(start + 1, config.train.steps + 1):
+                state, metrics = step_fn(state, next(batches))
+                pending.append((step, metrics))
+                settle(waiting=1)
+                if profile:
+                    profile(step)
+                last = step == config.train.steps
+                if step % config.train.log_every == 0 or last:
+                    settle(waiting=0)
+                    progress.report(step)
+                if step % config.train.eval_every == 0 or last:
+                    settle(waiting=0)
+                    with progress.paused():
+                        results = run_evaluation(state)
+                        log.write(step, {f"{eval_split}/{k}": v for k, v in results.items()})
+                        log.say(f"step {step} · {eval_split}: {summary(results, tasks)}")
+                    if best is None or results["all/delta_m"] > best[1]["all/delta_m"]:
+                        best = step, results
+                        checkpoints.save_best(step, state.deployed(), results)
+                if step % config.train.checkpoint_every == 0 or last or signals.received:
+                    settle(waiting=0)
+                    checkpoints.save(step, *state.split())
+                if signals.received and not last:
+                    raise Interrupted(
+                        f"{signals.received} at step {step} of {config.train.steps}: "
+                        "the state is saved; the same command resumes"
+                    )
+            checkpoints.wait()
+    finally:
+        batches.close()
+        checkpoints.close()
+        log.close()
+
+    if not results:  # the run had been complete before
+        results = run_evaluation(state)
+    report = {f"{eval_split}/{k}": v for k, v in results.items()}
+    report |= {f"constant/{k}": v for k, v in reference.items()}
+    report |= {f"best/{k}": v for k, v in {**best[1], "all/step": best[0]}.items()}
+    report["model/cost/params"] = cost.parameters(state.params["model"])
+    report["model/cost/gflops"] = cost.flops(model, state.current(), tuple(tasks), tuple(config.data.size)) / 1e9
+    report["train/all/seconds"] = time.monotonic() - began
+    experiment.write_results(workdir, report)
+    figures.curves(workdir)
+    return report
+
+
+def constant_results(config, splits, tasks, mesh) -> dict[str, float]:
+    """Results of the best constant prediction of each task, from at most 1000 training examples."""
+    batches = pipeline.eval_batches(splits["train"], tasks, config.data)
+    some = (b for b, _ in zip(batches, range(-(-1000 // config.data.eval_batch_size)), strict=False))
+    values = evaluate.mean_labels(some, tasks)
+    evaluation = evaluate.Evaluation(evaluate.constant_predictor(tasks), tasks, mesh)
+    return evaluation(values, pipeline.eval_batches(splits["eval"], tasks, config.data))
+
+
+def summary(results: dict[str, float], tasks: dict[str, Any]) -> str:
+    """One line: each task's headline, and Delta_m over the best constant prediction."""
+    parts = [f"{name} {task.headline} {results[f'{name}/{task.headline}']:.4g}" for name, task in tasks.items()]
+    return " · ".join([*parts, f"Delta_m over a constant {results['all/delta_m']:+.1f} %"])

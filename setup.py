@@ -1,0 +1,35 @@
+"""Packaging; requirements.lock beside this file pins the exact versions that were tested."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="mtl_jax",
+    version="0.1.0",
+    description="Multi-task dense prediction in JAX and Flax",
+    license="Apache-2.0",
+    packages=find_packages(include=["mtl_jax", "mtl_jax.*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        "absl-py",
+        "clu>=0.0.12",
+        "flax>=0.12",
+        "matplotlib>=3.8",
+        "ml-collections>=1.1",
+        "numpy>=1.26",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12",
+        "pillow>=10",
+        "scikit-image>=0.24",
+        "scipy>=1.13",
+        "tensorboard",  # clu's summary writer needs it and does not ask for it
+        "tensorflow-datasets>=4.9.9",
+        "array-record>=0.8",
+    ],
+    extras_require={
+        "cpu": ["jax>=0.10,<0.13", "tensorflow-cpu>=2.20"],
+        "cuda": ["jax[cuda12]>=0.10,<0.13", "tensorflow-cpu>=2.20"],
+        "tpu": ["jax[tpu]>=0.10,<0.13", "tensorflow-cpu>=2.20"],
+        "test": ["pytest>=8", "pytest-xdist>=3", "ruff>=0.8", "scikit-learn>=1.5"],
+        "notebooks": ["jupyter", "nbclient"],
+    },
+)

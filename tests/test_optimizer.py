@@ -1,0 +1,77 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from mtl_jax import optimizer
+from mtl_jax.errors import UserError
+
+
+def options(**changes):
+    values = dict(
+        name="sgd", learning_rate=0.1, momentum=0.9, weight_decay=0.01, decay="kernels",
+        schedule="constant", warmup_steps=0, lr_scale={},
+    )  # fmt: skip
+    return ConfigDict({**values, **changes})
+
+
+def test_poly_and_cosine_by_hand():
+    poly = optimizer.schedule(options(schedule="poly", learning_rate=0.5), 100)
+    np.testing.assert_allclose(poly(30), 0.5 * (1 - 0.3) ** 0.9, rtol=1e-6)
+    assert poly(100) == 0
+    cosine = optimizer.schedule(options(schedule="cosine", learning_rate=0.08, warmup_steps=500), 5000)
+    # Values of MuST's schedule: linear to the peak at 500, half of it half-way through the decay.
+    for step, rate in {0: 0.0, 250: 0.04, 500: 0.08, 2750: 0.04, 5000: 0.0}.items():
+        np.testing.assert_allclose(cosine(step), rate, atol=1e-7)
+
+
+def reference_sgd(p, grads, decay, scale, mu=0.9, lr=0.1):
+    """d = g + wd p; v <- mu v + d; p <- p - lr v, in float64."""
+    v = np.zeros_like(p, np.float64)
+    p = p.astype(np.float64)
+    for g in grads:
+        v = mu * v + g + decay * p
+        p = p - lr * scale * v
+    return p
+
+
+@pytest.mark.parametrize("decay", ["kernels", "all"])
+def test_sgd_groups_and_decay_mask(decay):
+    params = {"a": jnp.ones((2, 2)), "b": jnp.ones(3), "c": jnp.full((1, 2), 2.0)}
+    groups = {"a": "shared", "b": "shared", "c": "task:depth"}
+    tx = optimizer.transformation(options(decay=decay, lr_scale={"shared": 0.5, "task": 2.0}), groups)
+    state = tx.init(params)
+    rng = np.random.default_rng(0)
+    history = [jax.tree.map(lambda p: rng.normal(size=p.shape), params) for _ in range(4)]
+    new = params
+    for grads in history:
+        updates, state = tx.update(grads, state, new)
+        new = jax.tree.map(lambda p, u: p - 0.1 * u, new, updates)
+    for key, scale in {"a": 0.5, "b": 0.5, "c": 2.0}.items():
+        wd = 0.01 if decay == "all" or params[key].ndim > 1 else 0.0
+        expected = reference_sgd(np.asarray(params[key]), [g[key] for g in history], wd, scale)
+        np.testing.assert_allclose(new[key], expected, rtol=1e-5)
+
+
+def test_adamw_decay_is_decoupled():
+    params = {"w": jnp.full((1, 1), 3.0)}
+    tx = optimizer.transformation(options(name="adamw"), {"w": "shared"})
+    updates, _ = tx.update({"w": jnp.full((1, 1), 7.0)}, tx.init(params), params)
+    np.testing.assert_allclose(updates["w"], 1.0 + 0.01 * 3.0, rtol=1e-5)  # sign-like step + wd * p
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [({"name": "lamb"}, "lamb"), ({"lr_scale": {"heads": 2.0}}, "heads"), ({"schedule": "step"}, "'step'")],
+)
+def test_wrong_values_are_named(changes, named):
+    wrong = options(**changes)
+    with pytest.raises(UserError, match=named):
+        optimizer.schedule(wrong, 10)
+        optimizer.transformation(wrong, {"w": "shared"})
+
+
+def test_warmup_must_end_before_the_run():
+    with pytest.raises(UserError, match="warmup_steps=10"):
+        optimizer.schedule(options(warmup_steps=10), 10)
