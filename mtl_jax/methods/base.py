@@ -77,7 +77,12 @@ class Method:
         return jax.tree_util.tree_map_with_path(label, params)
 
     def forward(
-        self, params: Tree, state: Tree, image: jax.Array, rng: jax.Array, tasks: tuple[str, ...] | None = None
+        self,
+        params: Tree,
+        state: Tree,
+        image: jax.Array,
+        rng: jax.Array,
+        tasks: tuple[str, ...] | None = None,
     ) -> tuple[Prediction, Tree]:
         """Training-mode forward pass of the model; returns the prediction and the whole new state."""
         variables = {"params": params["model"], **state["model"]}
