@@ -20,6 +20,11 @@ def masked_mean(value: jax.Array, valid: jax.Array) -> jax.Array:
     return jnp.sum(value * valid, axes) / jnp.maximum(jnp.sum(valid, axes), 1e-8)
 
 
+def blank(label: jax.Array, valid: jax.Array) -> jax.Array:
+    """`label` with 0 where `valid` is 0, for losses: a NaN there would reach the gradient as 0 * NaN."""
+    return jnp.where(valid > 0, label, jnp.zeros_like(label))
+
+
 def labelled_mean(per_example: jax.Array, valid: jax.Array) -> jax.Array:
     """Mean of f32[B] over the examples that have any valid place in `valid`; 0 if there are none."""
     has_label = jnp.any(valid > 0, axis=tuple(range(1, valid.ndim)))

@@ -2,17 +2,31 @@
 
 A task never sees a file or a network. Labels arrive in the task's *canonical form*, which every
 dataset reader produces and which the class docstring of each task states (unit, range, value that
-means "unknown"). Geometry (`known`, `flip`, `rescale`, `rotate`) is written with operators alone, so
-that it works on NumPy, TensorFlow (input pipeline) and JAX (methods) arrays alike.
+means "unknown"). Geometry (`known`, `flip`, `rescale`, `rotate`) is written with operators and the
+array's own `namespace`, so that it works on NumPy, TensorFlow (input pipeline) and JAX (methods)
+arrays alike.
 """
 
 import dataclasses
+from types import ModuleType
 from typing import Any, ClassVar, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 Array = Any  # numpy.ndarray, tf.Tensor or jax.Array
+
+
+def namespace(array: Array) -> ModuleType:
+    """The NumPy-like module of an array's library: `numpy`, `jax.numpy` or TensorFlow's."""
+    if isinstance(array, np.ndarray | np.generic | float | int):
+        return np
+    if isinstance(array, jax.Array):
+        return jnp
+    import tensorflow.experimental.numpy as tnp  # slow to import, and present if there is a tf.Tensor
+
+    return tnp
 
 
 class Metric(Protocol):
@@ -67,7 +81,10 @@ class Task:
         return label
 
     def rotate(self, label: Array, radians: Array) -> Array:
-        """Values after turning the image's content counter-clockwise (as seen) by `radians`."""
+        """Values after turning the image's content counter-clockwise (as seen) by `radians`.
+
+        `radians` is a float, or an array of the label's library and dtype that broadcasts against it.
+        """
         return label
 
     # Learning and measuring.
@@ -100,5 +117,8 @@ class Task:
         raise NotImplementedError
 
     def colorize(self, encoded: np.ndarray) -> np.ndarray:
-        """uint8[H,W,3] picture of one encoded label or activated prediction f32[H,W,channels]."""
+        """uint8[H,W,3] picture of one encoded label or activated prediction f32[H,W,channels].
+
+        Places that hold NaN, or the zeros of `encode` where no known label has them, are striped.
+        """
         raise NotImplementedError

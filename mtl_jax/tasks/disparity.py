@@ -1,0 +1,44 @@
+"""Disparity: how far a point moves between the images of a stereo pair."""
+
+import dataclasses
+
+import numpy as np
+
+from mtl_jax.metrics.regression import PositiveErrors
+from mtl_jax.tasks.colors import heat
+from mtl_jax.tasks.regression import Regression
+
+
+@dataclasses.dataclass(frozen=True)
+class Disparity(Regression):
+    """Canonical label: pixels of the image at hand (focal length * baseline / depth); 0 is unknown.
+
+    Loss: L1.
+
+    Attributes:
+      max_disparity: pixels at which pictures saturate.
+    """
+
+    max_disparity: float = 64.0
+
+    fill = 0.0
+    interpolation = "nearest"
+    headline = "rmse"
+
+    def known(self, label):
+        return label > 0
+
+    def rescale(self, label, factor):
+        return label * factor
+
+    def metric(self):
+        return PositiveErrors.empty()
+
+    def colorize(self, encoded):
+        """Near is bright, as in pictures of depth; 0 and NaN are striped."""
+        disparity = np.asarray(encoded)[..., 0]
+        return heat(np.clip(disparity / self.max_disparity, 0, 1), ~(disparity > 0), "magma")
+
+
+def build(name: str, max_disparity: float = 64.0) -> Disparity:
+    return Disparity(name, max_disparity=float(max_disparity))

@@ -1,0 +1,75 @@
+"""Semantic segmentation: a class for each pixel."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mtl_jax.errors import UserError
+from mtl_jax.metrics.confusion import Confusion
+from mtl_jax.metrics.masked import blank, masked_mean
+from mtl_jax.tasks.base import Task
+from mtl_jax.tasks.colors import class_palette, paint
+
+
+def named_classes(name: str, num_classes: int, class_names: Sequence[str] | None) -> tuple[str, ...]:
+    """One name per class (its id if none is given); UserError if the two options disagree."""
+    if num_classes < 2:
+        raise UserError(f"task {name!r} has num_classes {num_classes}: give at least 2")
+    if class_names is None:
+        return tuple(str(c) for c in range(num_classes))
+    if len(class_names) != num_classes:
+        raise UserError(
+            f"task {name!r} has {len(class_names)} class_names but num_classes {num_classes}: make them agree"
+        )
+    return tuple(class_names)
+
+
+@dataclasses.dataclass(frozen=True)
+class Semseg(Task):
+    """Canonical label: class id; 255 is unknown. Loss: softmax cross-entropy.
+
+    Attributes:
+      class_names: one per channel.
+    """
+
+    class_names: tuple[str, ...] = ()
+
+    label_dtype = "int32"
+    fill = 255
+    headline = "mIoU"
+    better = 1
+
+    def known(self, label):
+        return label != self.fill
+
+    def activate(self, pred):
+        return jax.nn.softmax(pred.astype(jnp.float32))
+
+    def encode(self, label):
+        return jnp.where(self.known(label), jax.nn.one_hot(label[..., 0], self.channels), 0.0)
+
+    def loss(self, pred, label, valid):
+        target = self.encode(blank(label, valid))
+        return masked_mean(optax.softmax_cross_entropy(pred, target)[..., None], valid)
+
+    def metric(self):
+        return Confusion.empty(self.class_names)
+
+    def distance(self, a, b):
+        """0 where the (most probable) classes agree, else 1."""
+        return (jnp.argmax(a, axis=-1) != jnp.argmax(b, axis=-1)).astype(jnp.float32)
+
+    def colorize(self, encoded):
+        """The colour of the most probable class; NaN, and all zero, are striped."""
+        encoded = np.asarray(encoded)
+        unknown = ~(encoded > 0).any(-1)
+        return paint(class_palette(self.channels)[encoded.argmax(-1)] / 255, unknown)
+
+
+def build(name: str, num_classes: int, class_names: Sequence[str] | None = None) -> Semseg:
+    """Raises UserError if `num_classes` is below 2 or is not the number of `class_names`."""
+    return Semseg(name, channels=num_classes, class_names=named_classes(name, num_classes, class_names))
