@@ -1,0 +1,241 @@
+"""Examples -> batches -> devices.
+
+A batch is {"image": f32[B,H,W,3] in [0,1], "labels": {task: [B,H,W,C]}, "valid": {task: f32[B,H,W,1]},
+"id": i32[B]}. `valid` is 0 where the label is unknown (the label is 0 there too) and 1 elsewhere; `id` is
+the example's index in its split, -1 in rows that only fill up the last batch (valid is 0 all over them).
+"""
+
+import dataclasses
+import functools
+import os
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import numpy as np
+import tensorflow as tf
+
+from mtl_jax.data.augment import GREY, augment
+from mtl_jax.data.dataset import Split
+from mtl_jax.errors import UserError
+from mtl_jax.tasks.base import Task
+
+Batch = dict[str, Any]
+
+MANY_SIZES = 8  # from here on compiling for every image size costs more than padding
+
+
+def cached(split: Split) -> Split:
+    """The same split, keeping every example in memory, decoded, once it was read."""
+    return dataclasses.replace(split, load=functools.cache(split.load))
+
+
+def train_batches(
+    split: Split,
+    tasks: Mapping[str, Task],
+    data: Any,
+    seed: int,
+    start: int = 0,
+    shard: tuple[int, int] = (0, 1),
+) -> Iterator[Batch]:
+    """Endless augmented batches; number s depends on (seed, s) alone.
+
+    The examples run through one permutation of the split after another, across the borders of batches.
+
+    Args:
+      split: the examples.
+      tasks: the tasks by name.
+      data: config.data (batch_size, size, augment, cache).
+      seed: of the order and of all augmentation.
+      start: number of the first batch.
+      shard: (k, n): this host gets rows [k B/n, (k+1) B/n) of every batch.
+
+    Raises:
+      UserError: the batch cannot be shared among the hosts, the split is empty, or images differ in size
+        while data.size is None; while iterating, whatever reading an example raises.
+    """
+    rows = _rows_per_host("data.batch_size", data.batch_size, shard[1])
+    size = tuple(data.size) if data.size else _only_size(split)
+    load, failure = _loader(cached(split) if data.cache else split, tasks)
+
+    def example(row: tf.Tensor) -> Batch:
+        position = row // rows * data.batch_size + shard[0] * rows + row % rows
+        index = _shuffled(position, len(split), seed)
+        image, labels = load(index)
+        key = tf.random.experimental.stateless_fold_in(tf.constant([seed, 0], tf.int64), position)
+        image, labels = augment(image, labels, tasks, size, data.augment, key)
+        return _entry(image, labels, tasks, index, tf.constant(True))
+
+    examples = tf.data.Dataset.range(start * rows, np.iinfo(np.int64).max)
+    return _batches(examples.map(example, os.cpu_count()), rows, failure)
+
+
+def eval_batches(
+    split: Split, tasks: Mapping[str, Task], data: Any, shard: tuple[int, int] = (0, 1)
+) -> Iterator[Batch]:
+    """One pass over the split, nothing augmented; hosts get equally many batches and each example once in all.
+
+    With data.eval_size None the images keep their size, and batches hold images of one size (in the
+    split's order within each size); otherwise images are padded at the bottom and right to (H, W).
+
+    Raises:
+      UserError: the batch cannot be shared among the hosts, or an image is larger than data.eval_size;
+        while iterating, whatever reading an example raises.
+    """
+    rows = _rows_per_host("data.eval_batch_size", data.eval_batch_size, shard[1])
+    canvas = tuple(data.eval_size) if data.eval_size else None
+    groups = _size_groups(split) if canvas is None else [np.arange(len(split))]
+    if canvas:
+        _check_fits(split, canvas)
+    elif len(groups) > MANY_SIZES:
+        warnings.warn(
+            f"the images have {len(groups)} different sizes, for each of which the evaluation is compiled anew:"
+            " set data.eval_size to (height, width) of the largest",
+            stacklevel=2,
+        )
+    load, failure = _loader(split, tasks)
+
+    def example(index: tf.Tensor, real: tf.Tensor) -> Batch:
+        image, labels = load(index)
+        image = tf.cast(image, tf.float32) * (1 / 255)
+        labels = {name: tf.cast(label, tasks[name].label_dtype) for name, label in labels.items()}
+        if canvas:
+            image = _pad(image, canvas, GREY)
+            labels = {n: _pad(x, canvas, tasks[n].fill) if tasks[n].dense else x for n, x in labels.items()}
+        return _entry(image, labels, tasks, index, real)
+
+    examples = tf.data.Dataset.from_tensor_slices(_eval_rows(groups, data.eval_batch_size, shard))
+    return _batches(examples.map(example, os.cpu_count()), rows, failure)
+
+
+def to_device(batches: Iterator[Batch], sharding: jax.sharding.Sharding, depth: int = 2) -> Iterator[Batch]:
+    """Global arrays from this host's batches, `depth` batches ahead in a background thread.
+
+    Args:
+      batches: what this process holds of each global batch.
+      sharding: of every array; its first axis must be the batch.
+      depth: how many batches to hold ready.
+    """
+
+    def take() -> Batch | None:
+        batch = next(batches, None)
+        to_global = functools.partial(jax.make_array_from_process_local_data, sharding)
+        return None if batch is None else jax.tree.map(to_global, batch)
+
+    worker = ThreadPoolExecutor(1, "to_device")  # one thread: keeps the order
+    try:
+        ahead = deque(worker.submit(take) for _ in range(depth))
+        while (batch := ahead.popleft().result()) is not None:
+            ahead.append(worker.submit(take))
+            yield batch
+    finally:  # reached as well when the consumer drops this generator
+        worker.shutdown(cancel_futures=True)
+
+
+def _rows_per_host(key: str, batch_size: int, hosts: int) -> int:
+    if batch_size < 1 or batch_size % hosts:
+        raise UserError(f"{key} = {batch_size} does not divide evenly among {hosts} hosts: use a multiple of {hosts}")
+    return batch_size // hosts
+
+
+def _shuffled(position: tf.Tensor, count: int, seed: int) -> tf.Tensor:
+    """Example index at a position of the endless stream, without a table of the permutation."""
+    epoch = tf.cast(position // count, tf.int32)
+    key = tf.stack([seed % 2**31, epoch])
+    return tf.random.experimental.index_shuffle(position % count, key, max_index=count - 1)
+
+
+def _loader(split: Split, tasks: Mapping[str, Task]) -> tuple[Callable, list[Exception]]:
+    """A function of an index tensor -> (image, labels), and the list where it leaves its exceptions."""
+    if not len(split):
+        raise UserError("the split has no examples")
+    first = split.load(0)
+    dtypes = [first["image"].dtype, *(first["labels"][name].dtype for name in tasks)]
+    failure: list[Exception] = []
+
+    def read(index: np.ndarray) -> list[np.ndarray]:
+        try:
+            example = split.load(int(index))
+        except Exception as error:  # TensorFlow would turn it into text; `_batches` raises it again
+            failure.append(error)
+            raise
+        return [example["image"], *(example["labels"][name] for name in tasks)]
+
+    def load(index: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        image, *labels = tf.numpy_function(read, [index], dtypes)
+        image.set_shape((None, None, 3))
+        for label, task in zip(labels, tasks.values(), strict=True):
+            label.set_shape((None, None, task.label_channels) if task.dense else (1, 1, task.label_channels))
+        return image, dict(zip(tasks, labels, strict=True))
+
+    return load, failure
+
+
+def _entry(image: tf.Tensor, labels: dict, tasks: Mapping[str, Task], index: tf.Tensor, real: tf.Tensor) -> Batch:
+    """One row of a batch; `real` is False in a row that only fills up."""
+    known = {name: tasks[name].known(label) & real for name, label in labels.items()}
+    return {
+        "image": image,
+        "labels": {name: tf.where(known[name], label, tf.zeros((), label.dtype)) for name, label in labels.items()},
+        "valid": {name: tf.cast(mask, tf.float32) for name, mask in known.items()},
+        "id": tf.where(real, tf.cast(index, tf.int32), -1),
+    }
+
+
+def _batches(examples: tf.data.Dataset, rows: int, failure: list[Exception]) -> Iterator[Batch]:
+    options = tf.data.Options()
+    options.deterministic = True
+    options.threading.private_threadpool_size = os.cpu_count()
+    options.threading.max_intra_op_parallelism = 1  # the examples run in parallel already
+    iterator = examples.batch(rows, drop_remainder=True).prefetch(2).with_options(options).as_numpy_iterator()
+    try:
+        yield from iterator
+    except tf.errors.OpError:
+        if failure:
+            raise failure[0] from None
+        raise
+
+
+def _pad(x: tf.Tensor, size: tuple[int, int], fill: float) -> tf.Tensor:
+    below, right = size[0] - tf.shape(x)[0], size[1] - tf.shape(x)[1]
+    x = tf.pad(x, ((0, below), (0, right), (0, 0)), constant_values=tf.cast(fill, x.dtype))
+    return tf.ensure_shape(x, (*size, None))
+
+
+def _only_size(split: Split) -> tuple[int, int]:
+    sizes = np.unique(split.sizes, axis=0)
+    if len(sizes) != 1:
+        raise UserError(f"the images have {len(sizes)} different sizes: set data.size to (height, width)")
+    return tuple(int(v) for v in sizes[0])
+
+
+def _size_groups(split: Split) -> list[np.ndarray]:
+    """Indices of the examples of each image size, in the split's order."""
+    _, group = np.unique(split.sizes, axis=0, return_inverse=True)
+    return [np.flatnonzero(group.ravel() == g) for g in range(group.max() + 1)]
+
+
+def _check_fits(split: Split, size: tuple[int, int]) -> None:
+    large = np.flatnonzero((split.sizes > np.asarray(size)).any(1))
+    if large.size:
+        height, width = split.sizes[large[0]]
+        largest = tuple(int(v) for v in split.sizes.max(0))
+        raise UserError(
+            f"image {split.ids[large[0]]!r} ({height}x{width}) is larger than data.eval_size = {size}:"
+            f" set it to {largest}, or to None"
+        )
+
+
+def _eval_rows(groups: list[np.ndarray], batch: int, shard: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """(index, is it real) of all rows of this host; each group fills whole batches with its last example."""
+    indices, real = [], []
+    for group in groups:
+        missing = -len(group) % batch
+        indices.append(np.pad(group, (0, missing), "edge"))
+        real.append(np.arange(len(group) + missing) < len(group))
+    k, n = shard
+    mine = slice(k * batch // n, (k + 1) * batch // n)
+    return tuple(np.concatenate(x).reshape(-1, batch)[:, mine].ravel() for x in (indices, real))
