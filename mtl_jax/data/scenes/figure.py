@@ -33,7 +33,7 @@ def person(scene: Scene, origin: Vector, yaw: float, rng: np.random.Generator, c
     legs = [_limb(side, *_leg_pose(side, stride, sitting, rng)) for side in (-1, 1)]
     thigh, shank = 0.245 * tall, 0.25 * tall
     hip = 0.55 if sitting else -min(thigh * upper[1] + shank * lower[1] for upper, lower in legs) + 0.04
-    for side, (upper, lower) in zip((-1, 1), legs):
+    for side, (upper, lower) in zip((-1, 1), legs, strict=True):
         root = np.array([side * 0.055 * tall, hip, 0.0])
         knee = root + thigh * upper
         ankle = knee + shank * lower
@@ -48,14 +48,18 @@ def person(scene: Scene, origin: Vector, yaw: float, rng: np.random.Generator, c
     neck = pelvis + 0.29 * tall * spine
     for side in (-1, 1):
         across = np.array([side * 0.05 * tall * bulk, 0, 0])
-        body.capsule(pelvis + 0.7 * across, neck - 0.02 * tall * spine + across, 0.062 * tall * bulk, shirt, TORSO)
+        body.capsule(
+            pelvis + 0.7 * across, neck - 0.02 * tall * spine + across, 0.062 * tall * bulk, shirt, TORSO
+        )
         shoulder = neck + np.array([side * 0.115 * tall * bulk, -0.01 * tall, 0])
         upper, lower = _limb(side, *_arm_pose(rng))
         elbow = shoulder + 0.17 * tall * upper
         wrist = elbow + 0.16 * tall * lower
         body.capsule(shoulder, elbow, 0.031 * tall * bulk, shirt, UPPER_ARM)
         body.capsule(elbow, wrist, 0.025 * tall * bulk, sleeve, LOWER_ARM)
-        body.ellipsoid(tuple(wrist + 0.03 * tall * lower), (0.025 * tall, 0.032 * tall, 0.025 * tall), skin, LOWER_ARM)
+        body.ellipsoid(
+            tuple(wrist + 0.03 * tall * lower), (0.025 * tall, 0.032 * tall, 0.025 * tall), skin, LOWER_ARM
+        )
 
     head = neck + 0.115 * tall * spine
     body.capsule(neck, head, 0.03 * tall, skin, HEAD)
@@ -74,7 +78,9 @@ def _limb(side: int, swing: float, spread: float, bend: float) -> tuple[np.ndarr
     return direction(swing), direction(swing + bend)
 
 
-def _leg_pose(side: int, stride: float, sitting: bool, rng: np.random.Generator) -> tuple[float, float, float]:
+def _leg_pose(
+    side: int, stride: float, sitting: bool, rng: np.random.Generator
+) -> tuple[float, float, float]:
     if sitting:
         return rng.uniform(1.3, 1.5), rng.uniform(0.0, 0.15), -rng.uniform(1.2, 1.6)
     return side * stride, rng.uniform(0.0, 0.15), -rng.uniform(0.0, 0.3) - 0.8 * max(0.0, -side * stride)

@@ -46,7 +46,7 @@ class Shape:
 
 
 class Shapes:
-    """Shapes of a scene as arrays over the shapes (`struct of arrays`)."""
+    """K shapes as arrays, in the order given; the shapes must come sorted by kind."""
 
     def __init__(self, shapes: list[Shape]):
         self.kind = np.array([s.kind for s in shapes])
@@ -59,7 +59,7 @@ class Shapes:
         self.size = np.where(capsule[:, None], size[:, :1], size)
         self.size[self.kind == Kind.PLANE] = 1.0
         # World offset -> canonical coordinates: rows are the local axes over the half extents.
-        self.inverse = np.swapaxes(self.rotation, 1, 2) / self.size[:, :, None]
+        self.inverse = (self.rotation / self.size[:, None, :]).transpose(2, 1, 0).copy()  # [3,3,K]
         widest = np.max(size, 1)
         self.bound = np.where(self.kind == Kind.BOX, np.sqrt(np.sum(size**2, 1)), widest)
         self.bound[self.kind == Kind.CYLINDER] *= np.sqrt(2.0)
@@ -67,7 +67,7 @@ class Shapes:
 
 
 def apply(matrix: np.ndarray, vector: np.ndarray) -> np.ndarray:
-    """[3,3,N] (or [3,3,1]) times [3,N], without BLAS."""
+    """f64[3,N]: f64[3,3,N] (or [3,3,1]) times f64[3,N], without BLAS."""
     return np.stack([r[0] * vector[0] + r[1] * vector[1] + r[2] * vector[2] for r in matrix])
 
 
@@ -81,22 +81,25 @@ def first_hit(shapes: Shapes, origin: np.ndarray, rays: np.ndarray) -> tuple[np.
     Returns:
       distance f64[N] in metres (inf: nothing) and shape i64[N] (-1: nothing).
     """
-    best = np.full((len(shapes.kind), rays.shape[1]), np.inf)
+    distance = np.full(rays.shape[1], np.inf)
+    shape = np.full(rays.shape[1], -1)
     for k in np.flatnonzero(shapes.kind == Kind.PLANE):
-        best[k] = _plane(shapes.centre[k] - origin, shapes.rotation[k][:, 1], rays)
-    near = _may_hit(shapes, origin, rays)
-    local = np.array([apply(m[:, :, None], v[:, None])[:, 0] for m, v in zip(shapes.inverse, origin - shapes.centre)])
+        t = _plane(shapes.centre[k] - origin, shapes.rotation[k][:, 1], rays)
+        closer = t < distance
+        distance[closer], shape[closer] = t[closer], k
+    k, ray = np.divmod(np.flatnonzero(_may_hit(shapes, origin, rays)), rays.shape[1])  # pairs, in order of k
+    local = apply(shapes.inverse, (origin - shapes.centre).T)
     for kind, intersect in _INTERSECT.items():
-        members = np.flatnonzero(shapes.kind == kind)
-        row, ray = np.nonzero(near[members])
-        if not len(row):
-            continue
-        k = members[row]
-        direction = apply(np.take(shapes.inverse.transpose(1, 2, 0), k, axis=2), rays[:, ray])
-        best[k, ray] = intersect(np.take(local.T, k, axis=1), direction, shapes.length[k])
-    shape = np.argmin(best, 0)
-    distance = best[shape, np.arange(rays.shape[1])]
-    return distance, np.where(np.isfinite(distance), shape, -1)
+        these = slice(*np.searchsorted(k, np.searchsorted(shapes.kind, (kind, kind + 1))))
+        kk, rr = k[these], ray[these]
+        direction = apply(np.take(shapes.inverse, kk, axis=2), np.take(rays, rr, axis=1))
+        t = intersect(np.take(local, kk, axis=1), direction, shapes.length[kk])
+        closer = np.flatnonzero(t < distance[rr])
+        t, kk, rr = t[closer], kk[closer], rr[closer]
+        np.minimum.at(distance, rr, t)
+        first = t == distance[rr]
+        shape[rr[first]] = kk[first]
+    return distance, shape
 
 
 def _may_hit(shapes: Shapes, origin: np.ndarray, rays: np.ndarray) -> np.ndarray:
@@ -164,7 +167,9 @@ _INTERSECT = {
 }
 
 
-def surface(shapes: Shapes, shape: np.ndarray, point: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def surface(
+    shapes: Shapes, shape: np.ndarray, point: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Outward normals and local coordinates of points on the given shapes.
 
     Args:
@@ -174,7 +179,7 @@ def surface(shapes: Shapes, shape: np.ndarray, point: np.ndarray) -> tuple[np.nd
     Returns:
       normal f64[3,N] in the world, the same in the shape's frame, and local position f64[3,N] in metres.
     """
-    inverse = np.take(shapes.inverse.transpose(1, 2, 0), shape, axis=2)
+    inverse = np.take(shapes.inverse, shape, axis=2)
     unit = apply(inverse, point - shapes.centre[shape].T)
     outward = _outward(shapes.kind[shape], shapes.length[shape], unit)
     size = shapes.size[shape].T

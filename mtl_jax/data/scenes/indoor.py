@@ -60,8 +60,13 @@ def _shell(scene: Scene, wide: float, deep: float, high: float, rng: np.random.G
     walls = scene.stuff("wall")
     walls.plane((0, high, 0), rotation(roll=math.pi), _pale(rng, Pattern.PLAIN))
     paper = wallpaper(rng)
-    skirting = furniture_paint(rng) if rng.random() < 0.6 else None
-    for yaw, away, along in ((0, deep, wide), (math.pi, deep, wide), (math.pi / 2, wide, deep), (-math.pi / 2, wide, deep)):
+    skirting = furniture_paint(rng) if rng.random() < 0.4 else None
+    for yaw, away, along in (
+        (0, deep, wide),
+        (math.pi, deep, wide),
+        (math.pi / 2, wide, deep),
+        (-math.pi / 2, wide, deep),
+    ):
         side = scene.stuff("wall", placement.behind(yaw, away), yaw)
         side.plane((0, 0, 0), rotation(pitch=math.pi / 2) @ rotation(yaw=math.pi), paper)
         if skirting is not None:
@@ -69,11 +74,17 @@ def _shell(scene: Scene, wide: float, deep: float, high: float, rng: np.random.G
         _openings(scene, side.origin, yaw, along, high, rng)
     if rng.random() < 0.35:
         half = rng.uniform(0.15, 0.6, 2)
-        corner = (rng.choice([-1, 1]) * (wide - half[0]), high / 2, -math.copysign(deep - half[1], scene.camera.position[2]))
+        corner = (
+            rng.choice([-1, 1]) * (wide - half[0]),
+            high / 2,
+            -math.copysign(deep - half[1], scene.camera.position[2]),
+        )
         scene.stuff("wall", corner).box((0, 0, 0), (half[0], high / 2, half[1]), wallpaper(rng))
     if rng.random() < 0.5:
         size = rng.uniform(0.6, 1.6, 2)
-        carpet = scene.stuff("ground", (rng.uniform(-0.3, 0.3), 0.0, rng.uniform(-0.3, 0.3)), rng.uniform(-0.6, 0.6))
+        carpet = scene.stuff(
+            "ground", (rng.uniform(-0.3, 0.3), 0.0, rng.uniform(-0.3, 0.3)), rng.uniform(-0.6, 0.6)
+        )
         carpet.box((0, 0.005, 0), (size[0], 0.005, size[1]), furniture_paint(rng))
 
 
@@ -125,7 +136,9 @@ def _pale(rng: np.random.Generator, pattern: Pattern, scale: float = 2.0) -> Mat
 
 def _glass(rng: np.random.Generator) -> Material:
     blue = rng.uniform(0.3, 0.9)
-    return Material(Pattern.NOISE, (0.7 * blue, 0.85 * blue, blue), (0.4 * blue, 0.5 * blue, 0.6 * blue), 1.5, _seed(rng))
+    return Material(
+        Pattern.NOISE, (0.7 * blue, 0.85 * blue, blue), (0.4 * blue, 0.5 * blue, 0.6 * blue), 1.5, _seed(rng)
+    )
 
 
 def wallpaper(rng: np.random.Generator) -> Material:
@@ -148,7 +161,9 @@ def wood(rng: np.random.Generator) -> Material:
 
 def clothes(rng: np.random.Generator) -> Material:
     """Any colour; plain, striped or checked."""
-    pattern = Pattern(rng.choice([Pattern.PLAIN, Pattern.PLAIN, Pattern.NOISE, Pattern.STRIPES, Pattern.CHECKER]))
+    pattern = Pattern(
+        rng.choice([Pattern.PLAIN, Pattern.PLAIN, Pattern.NOISE, Pattern.STRIPES, Pattern.CHECKER])
+    )
     first, second = (rng.uniform(0.03, 0.8) * rng.random(3) ** rng.uniform(0.3, 1.2) for _ in range(2))
     return Material(pattern, tuple(first), tuple(second), rng.uniform(6, 14), _seed(rng))
 

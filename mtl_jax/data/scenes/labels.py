@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import ndimage
 
-from mtl_jax.data.scenes.render import Rendering
+from mtl_jax.data.scenes.render import Rendering, to_srgb
 from mtl_jax.data.scenes.scene import CLASSES, THINGS
 
 BASELINE = 0.2  # metres between the two cameras of the disparity label
@@ -57,8 +57,9 @@ def disparity(depth: np.ndarray, focal: float) -> np.ndarray:
 
 
 def reshading(depth: np.ndarray, normals: np.ndarray, focal: float) -> np.ndarray:
-    """f32 in [0, 1]: a white scene lit by one lamp at the camera, Lambert's cosine over 1 + (distance / 5 m)^2.
+    """f32 in [0, 1]: shading of a white scene by one lamp at the camera.
 
+    Lambert's cosine over 1 + (distance / 5 m)^2.
     Unknown (NaN) where the depth is.
     """
     height, width = depth.shape
@@ -81,7 +82,11 @@ def edge_occlusion(depth: np.ndarray) -> np.ndarray:
     for axis in (0, 1):
         a = np.moveaxis(inverse, axis, 0)
         middle, jump = a[1:-1], np.moveaxis(bend, axis, 0)[1:-1]
-        np.maximum(jump, np.abs(a[:-2] + a[2:] - 2 * middle) / np.maximum(np.maximum(a[:-2], a[2:]), middle + 1e-6), jump)
+        np.maximum(
+            jump,
+            np.abs(a[:-2] + a[2:] - 2 * middle) / np.maximum(np.maximum(a[:-2], a[2:]), middle + 1e-6),
+            jump,
+        )
     return np.clip(bend - 0.02, 0, 1).astype(np.float32)
 
 
@@ -97,7 +102,10 @@ def edge_texture(image: np.ndarray) -> np.ndarray:
 
 
 def keypoints2d(image: np.ndarray) -> np.ndarray:
-    """f32 in [0, 1]: root of the determinant of the Hessian (the response that SURF approximates), sigma 1.2 px."""
+    """f32 in [0, 1]: root of the determinant of the smoothed image's Hessian.
+
+    This is the response that SURF approximates, at sigma 1.2 px; saddles give 0.
+    """
     g = ndimage.gaussian_filter(grey(image), 1.2)
     dy, dx = np.gradient(g)
     dyy, dyx = np.gradient(dy)
@@ -120,6 +128,7 @@ def annotate(seen: Rendering) -> dict:
         "depth": seen.depth.astype(np.float16),
         "disparity": disparity(seen.depth, seen.focal).astype(np.float16),
         "normals": np.round(seen.normals * 127).astype(np.int8),
+        "albedo": to_srgb(seen.albedo),
         "edges": edges(seen.semseg, instances),
         "saliency": ((instances == salient) & (salient > 0)).astype(np.uint8),
         "classification": THINGS.index(CLASSES[found[salient - 1]["label"]]) if salient else -1,

@@ -32,10 +32,19 @@ def table(scene: Scene, origin: Vector, yaw: float, rng: np.random.Generator, pa
             body.box((sx * (x - 0.06), high / 2, sz * (z - 0.06)), (thick, high / 2, thick), leg)
     if rng.random() < 0.6:
         small = rng.choice([box, ball, plant])
-        small(scene, body.world((rng.uniform(-0.2, 0.2), high + 0.03, 0)), rng.uniform(0, 6), rng, paint, 0.35)
+        small(
+            scene, body.world((rng.uniform(-0.2, 0.2), high + 0.03, 0)), rng.uniform(0, 6), rng, paint, 0.35
+        )
 
 
-def seat(scene: Scene, origin: Vector, yaw: float, rng: np.random.Generator, paint: Paint, wide: float | None = None):
+def seat(
+    scene: Scene,
+    origin: Vector,
+    yaw: float,
+    rng: np.random.Generator,
+    paint: Paint,
+    wide: float | None = None,
+):
     """A chair, sofa or bench that faces +z; `wide` is half its width."""
     body = scene.thing("seat", origin, yaw)
     cushion, frame = paint(rng), paint(rng)
@@ -69,13 +78,17 @@ def box(scene: Scene, origin: Vector, yaw: float, rng: np.random.Generator, pain
     body.box((0, half[1], 0), half, material)
 
 
-def ball(scene: Scene, origin: Vector, yaw: float, rng: np.random.Generator, paint: Paint, scale: float = 1.0):
+def ball(
+    scene: Scene, origin: Vector, yaw: float, rng: np.random.Generator, paint: Paint, scale: float = 1.0
+):
     radius = scale * rng.uniform(0.14, 0.4)
     body = scene.thing("ball", origin, yaw)
     body.ellipsoid((0, radius, 0), (radius, radius, radius), paint(rng))
 
 
-def plant(scene: Scene, origin: Vector, yaw: float, rng: np.random.Generator, paint: Paint, scale: float = 1.0):
+def plant(
+    scene: Scene, origin: Vector, yaw: float, rng: np.random.Generator, paint: Paint, scale: float = 1.0
+):
     """A potted plant or, at scale 3 and more, a tree: a trunk with leafy ellipsoids."""
     body = scene.thing("plant", origin, yaw)
     leaf, trunk = leaves(rng), paint(rng)
@@ -87,7 +100,9 @@ def plant(scene: Scene, origin: Vector, yaw: float, rng: np.random.Generator, pa
     for _ in range(int(rng.integers(3, 7))):
         half = scale * rng.uniform(0.12, 0.32)
         place = scale * rng.uniform(-0.22, 0.22, 3)
-        body.ellipsoid((place[0], high + 1.2 * place[1], place[2]), (half, half * rng.uniform(0.7, 1.4), half), leaf)
+        body.ellipsoid(
+            (place[0], high + 1.2 * place[1], place[2]), (half, half * rng.uniform(0.7, 1.4), half), leaf
+        )
 
 
 def leaves(rng: np.random.Generator) -> Material:
@@ -95,10 +110,19 @@ def leaves(rng: np.random.Generator) -> Material:
     green = rng.uniform(0.12, 0.4)
     red = green * (rng.uniform(0.2, 0.7) if rng.random() < 0.8 else rng.uniform(1.0, 1.8))
     colour = (red, green, green * rng.uniform(0.1, 0.4))
-    return Material(Pattern.NOISE, colour, tuple(0.25 * c for c in colour), rng.uniform(6, 14), int(rng.integers(2**31)))
+    return Material(
+        Pattern.NOISE, colour, tuple(0.25 * c for c in colour), rng.uniform(6, 14), int(rng.integers(2**31))
+    )
 
 
-def lamp(scene: Scene, origin: Vector, yaw: float, rng: np.random.Generator, paint: Paint, high: float | None = None):
+def lamp(
+    scene: Scene,
+    origin: Vector,
+    yaw: float,
+    rng: np.random.Generator,
+    paint: Paint,
+    high: float | None = None,
+):
     """A floor lamp with a shade or globe; with `high`, a street lamp with an arm."""
     body = scene.thing("lamp", origin, yaw)
     pole, shade = paint(rng), paint(rng)
@@ -118,7 +142,9 @@ def lamp(scene: Scene, origin: Vector, yaw: float, rng: np.random.Generator, pai
     body.ellipsoid((0, high + 0.15, reach), (0.16, 0.1, 0.25), shade)
 
 
-def vehicle(scene: Scene, origin: Vector, yaw: float, rng: np.random.Generator, paint: Paint, scale: float = 1.0):
+def vehicle(
+    scene: Scene, origin: Vector, yaw: float, rng: np.random.Generator, paint: Paint, scale: float = 1.0
+):
     """A car or van along x; at a scale of about 0.15 a toy."""
     body = scene.thing("vehicle", origin, yaw)
     hull, glass, tyre = paint(rng), _dark(rng, 0.12), _dark(rng, 0.04)

@@ -37,7 +37,9 @@ def _daylight(rng: np.random.Generator, camera: Camera):
     """Sun and sky: from a low red sun to an overcast noon."""
     height, bearing = rng.uniform(0.25, 1.3), rng.uniform(-math.pi, math.pi)
     level = math.cos(height)
-    place = tuple(SUN_DISTANCE * c for c in (level * math.cos(bearing), math.sin(height), level * math.sin(bearing)))
+    place = tuple(
+        SUN_DISTANCE * c for c in (level * math.cos(bearing), math.sin(height), level * math.sin(bearing))
+    )
     red = max(0.0, 0.7 - height)
     power = rng.uniform(0.3, 2.2)
     sun = Light(place, (power, power * (1 - 0.4 * red), power * (1 - 0.9 * red)), SUN_DISTANCE)
@@ -55,7 +57,9 @@ def _terrain(scene: Scene, rng: np.random.Generator):
         yaw = rng.uniform(-math.pi, math.pi)
         aside = placement.behind(yaw, rng.uniform(-6, 6))
         grey = rng.uniform(0.05, 0.25)
-        tar = Material(Pattern.NOISE, (grey, grey, grey), (0.7 * grey, 0.7 * grey, 0.75 * grey), 3.0, _seed(rng))
+        tar = Material(
+            Pattern.NOISE, (grey, grey, grey), (0.7 * grey, 0.7 * grey, 0.75 * grey), 3.0, _seed(rng)
+        )
         road = scene.stuff("ground", aside, yaw)
         wide = rng.uniform(1.8, 4.0)
         road.box((0, 0.005, 0), (60, 0.005, wide), tar)
@@ -77,7 +81,12 @@ def _building(scene: Scene, rng: np.random.Generator, taken: list):
     body.box((0, half[1], 0), half, facade(rng))
     body.box((0, 2 * half[1] + 0.15, 0), (half[0] + 0.3, 0.15, half[2] + 0.3), facade(rng))
     if rng.random() < 0.5:
-        body.box((0, 2 * half[1] + 0.2, 0), (half[0], half[2] * 0.75, half[2] * 0.75), facade(rng), pitch=math.pi / 4)
+        body.box(
+            (0, 2 * half[1] + 0.2, 0),
+            (half[0], half[2] * 0.75, half[2] * 0.75),
+            facade(rng),
+            pitch=math.pi / 4,
+        )
     glass, frame, wood = _glass(rng), street_paint(rng), street_paint(rng)
     columns, floors = max(2, int(half[0] / 1.2)), max(1, int(half[1] / 1.5))
     entrance = int(rng.integers(columns))
@@ -127,7 +136,9 @@ def _paving(rng: np.random.Generator) -> Material:
 
 def _glass(rng: np.random.Generator) -> Material:
     blue = rng.uniform(0.05, 0.45)
-    return Material(Pattern.NOISE, (0.7 * blue, 0.85 * blue, blue), (0.3 * blue, 0.4 * blue, 0.5 * blue), 1.0, _seed(rng))
+    return Material(
+        Pattern.NOISE, (0.7 * blue, 0.85 * blue, blue), (0.3 * blue, 0.4 * blue, 0.5 * blue), 1.0, _seed(rng)
+    )
 
 
 def facade(rng: np.random.Generator) -> Material:
@@ -135,7 +146,9 @@ def facade(rng: np.random.Generator) -> Material:
     base = rng.uniform(0.15, 0.7)
     colour = np.array([base, base * rng.uniform(0.5, 1.0), base * rng.uniform(0.35, 1.0)])
     pattern = Pattern(rng.choice([Pattern.BRICK, Pattern.BRICK, Pattern.NOISE, Pattern.STRIPES]))
-    return Material(pattern, tuple(colour), tuple(colour * rng.uniform(0.5, 0.9)), rng.uniform(1.5, 4.5), _seed(rng))
+    return Material(
+        pattern, tuple(colour), tuple(colour * rng.uniform(0.5, 0.9)), rng.uniform(1.5, 4.5), _seed(rng)
+    )
 
 
 def bark(rng: np.random.Generator) -> Material:
@@ -146,6 +159,8 @@ def bark(rng: np.random.Generator) -> Material:
 
 def street_paint(rng: np.random.Generator) -> Material:
     """Lacquer and cloth of any colour, often grey."""
-    colour = rng.uniform(0.04, 0.8) * (rng.random(3) if rng.random() < 0.6 else np.full(3, rng.uniform(0.3, 1)))
+    colour = rng.uniform(0.04, 0.8) * (
+        rng.random(3) if rng.random() < 0.6 else np.full(3, rng.uniform(0.3, 1))
+    )
     pattern = Pattern(rng.choice([Pattern.PLAIN, Pattern.PLAIN, Pattern.NOISE, Pattern.STRIPES]))
     return Material(pattern, tuple(colour), tuple(0.6 * colour), rng.uniform(3, 10), _seed(rng))

@@ -43,7 +43,8 @@ class Rendering:
 
 def render(scene: Scene, height: int, width: int) -> Rendering:
     """Casts one ray through each pixel centre and one from each light to what it sees."""
-    shapes = Shapes(scene.shapes)
+    solids = sorted(scene.shapes, key=lambda s: s.kind)
+    shapes = Shapes(solids)
     rays = scene.camera.rays(height, width)
     length = np.sqrt(np.sum(rays**2, 0))
     turn = scene.camera.rotation
@@ -55,7 +56,7 @@ def render(scene: Scene, height: int, width: int) -> Rendering:
     normal, local_normal, local = surface(shapes, found, point)
 
     albedo = np.zeros((height * width, 3), np.float32)
-    albedo[hit] = texture.reflectance([s.material for s in scene.shapes], found, local, local_normal)
+    albedo[hit] = texture.reflectance([s.material for s in solids], found, local, local_normal)
     irradiance = np.zeros_like(albedo)
     irradiance[hit] = _irradiance(scene, shapes, point, normal)
     radiance = albedo * irradiance
@@ -81,9 +82,9 @@ def render(scene: Scene, height: int, width: int) -> Rendering:
         exposure=exposure,
         depth=depth.reshape(height, width),
         normals=normals.reshape(height, width, 3),
-        semseg=painted([s.label for s in scene.shapes], SKY),
-        parts=painted([s.part for s in scene.shapes], 0),
-        instances=painted([s.instance for s in scene.shapes], 0),
+        semseg=painted([s.label for s in solids], SKY),
+        parts=painted([s.part for s in solids], 0),
+        instances=painted([s.instance for s in solids], 0),
         focal=scene.camera.focal * width,
     )
 

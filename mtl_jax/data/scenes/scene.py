@@ -120,7 +120,9 @@ class Body:
         ox, oy, oz = self.origin
         return (ox + c * x + s * z, oy + y, oz - s * x + c * z)
 
-    def _add(self, kind: Kind, place: Vector, turn: np.ndarray, size: Vector, material: Material, part: int = 0):
+    def _add(
+        self, kind: Kind, place: Vector, turn: np.ndarray, size: Vector, material: Material, part: int = 0
+    ):
         axes = rotation(self.yaw) @ turn
         shape = Shape(kind, self.world(place), axes, size, self.label, self.instance, part, material)
         self.scene.shapes.append(shape)
@@ -139,12 +141,10 @@ class Body:
 
     def capsule(self, start: Vector, end: Vector, radius: float, material: Material, part: int = 0):
         """A rod with round ends around the segment from `start` to `end`."""
-        a, b = np.array(start), np.array(end)
-        along = b - a
-        length = math.sqrt(float(along[0] ** 2 + along[1] ** 2 + along[2] ** 2))
-        y = along / length
-        x = np.cross(y, (0.0, 0.0, 1.0) if abs(y[2]) < 0.9 else (1.0, 0.0, 0.0))
-        x = x / math.sqrt(float(x[0] ** 2 + x[1] ** 2 + x[2] ** 2))
-        turn = np.stack([x, y, np.cross(x, y)], 1)
-        middle = tuple((a + b) / 2)
+        (x0, y0, z0), (x1, y1, z1) = start, end
+        x, y, z = x1 - x0, y1 - y0, z1 - z0
+        length = math.sqrt(x * x + y * y + z * z)
+        # Local y runs along the rod: turn the world's y first away from the vertical, then to its bearing.
+        turn = rotation(math.atan2(x, z), math.acos(max(-1.0, min(1.0, y / length))))
+        middle = ((x0 + x1) / 2, (y0 + y1) / 2, (z0 + z1) / 2)
         self._add(Kind.CAPSULE, middle, turn, (radius, length / 2, radius), material, part)

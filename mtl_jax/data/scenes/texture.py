@@ -46,7 +46,10 @@ def noise(place: np.ndarray, seed: np.ndarray) -> np.ndarray:
     primes = np.array([0x8DA6B343, 0xD8163841, 0xCB1AB31F], np.uint32)
     low = corner * primes[:, None]  # wraps modulo 2**32, as a hash should
     high = low + primes[:, None]
-    z = [_hash_mix(low, high, f, z + np.asarray(seed, np.uint32) * np.uint32(0x9E3779B1)) for z in (low[2], high[2])]
+    z = [
+        _hash_mix(low, high, f, z + np.asarray(seed, np.uint32) * np.uint32(0x9E3779B1))
+        for z in (low[2], high[2])
+    ]
     return z[0] + (z[1] - z[0]) * f[2]
 
 
@@ -92,7 +95,9 @@ def reflectance(
     mix = np.where(pattern == Pattern.NOISE, 0.6 * rough + 0.4 * fine, mix)
     mix = np.where(pattern == Pattern.CHECKER, (np.floor(u) + np.floor(v)) % 2 * 0.9 + 0.1 * fine, mix)
     mix = np.where(pattern == Pattern.STRIPES, np.clip(4 * triangle(u) - 1.5, 0, 1), mix)
-    mix = np.where(pattern == Pattern.WOOD, triangle(u + 0.8 * noise(place * [[2], [2], [0.4]], seed + 2)), mix)
+    mix = np.where(
+        pattern == Pattern.WOOD, triangle(u + 0.8 * noise(place * [[2], [2], [0.4]], seed + 2)), mix
+    )
     mix = np.where(pattern == Pattern.BRICK, _brick(u, v, rough, fine), mix)
     first = np.array([m.first for m in materials], np.float32)[index]
     second = np.array([m.second for m in materials], np.float32)[index]
