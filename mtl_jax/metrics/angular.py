@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtl_jax.metrics.confusion import histogram
-from mtl_jax.metrics.totals import Total, count_examples, ratio, sum_examples
+from mtl_jax.metrics.totals import Total, ratio, sum_examples
 
 _LIMITS = (11.25, 22.5, 30.0)  # degrees
 _BINS = 4096  # of 180/4096 = 0.044 degrees
@@ -55,11 +55,11 @@ class Angular:
         within = [jnp.sum(known & (degrees < limit), dtype=jnp.int32) for limit in _LIMITS]
         index = jnp.clip((degrees * (_BINS / 180)).astype(jnp.int32), 0, _BINS - 1)
         return Angular(
-            self.count.add(jnp.sum(count_examples(known))),
+            self.count.add(jnp.sum(known, dtype=jnp.int32)),
             self.degrees.add(sum_examples(degrees).sum()),
             self.square.add(sum_examples(degrees**2).sum()),
             self.within.add(jnp.stack(within)),
-            self.bins.add(histogram(index, _BINS, known)),
+            self.bins.add(jnp.sum(histogram(index, _BINS, known), axis=0)),
         )
 
     def compute(self) -> dict[str, float]:

@@ -1,5 +1,6 @@
-"""Counting by matrix multiplication, the confusion matrix, and what follows from it (mIoU)."""
+"""Counting on an accelerator, the confusion matrix, and what follows from it (mIoU)."""
 
+import functools
 from collections.abc import Sequence
 
 import flax.struct
@@ -11,30 +12,39 @@ from mtl_jax.metrics.totals import Total, ratio
 
 
 def joint_counts(a: jax.Array, b: jax.Array, shape: tuple[int, int], valid: jax.Array) -> jax.Array:
-    """How often each pair of indices occurs: i32[shape], exact.
-
-    A product of one-hot matrices, because scatter-adds are slow on accelerators. float32 holds the
-    counts of each example exactly (below 2^24 places), integers those of the batch.
+    """How often each pair of indices occurs in each example: i32[B, *shape], exact.
 
     Args:
       a, b: integers [B, ...] in [0, shape[0]) and [0, shape[1]).
       valid: [B, ...], places with 0 or False do not count, whatever the indices there.
     """
-    batch = a.shape[0]
-    a = jnp.where(valid > 0, a, -1).reshape(batch, -1)  # -1 is hot nowhere
-    rows = jax.nn.one_hot(a, shape[0], dtype=jnp.float32)
-    columns = jax.nn.one_hot(b.reshape(batch, -1), shape[1], dtype=jnp.float32)
-    counts = jnp.einsum("bnr,bnc->brc", rows, columns, preferred_element_type=jnp.float32)
-    return jnp.sum(counts.astype(jnp.int32), axis=0)
+    # An index behind the end counts nowhere.
+    a = jnp.where(valid > 0, a, shape[0]).reshape(a.shape[0], -1)
+    b = b.reshape(b.shape[0], -1)
+    # Scatter-adds are slow on accelerators, where many places collide; on CPU they are 30 to 200 times
+    # faster than the product (8 x 240 x 320 places, 13 to 150 classes).
+    scatter, multiply = functools.partial(_scatter, shape), functools.partial(_multiply, shape)
+    return jax.lax.platform_dependent(a, b, cpu=scatter, default=multiply)
+
+
+def _scatter(shape: tuple[int, int], a: jax.Array, b: jax.Array) -> jax.Array:
+    return jax.vmap(lambda a, b: jnp.zeros(shape, jnp.int32).at[a, b].add(1, mode="drop"))(a, b)
+
+
+def _multiply(shape: tuple[int, int], a: jax.Array, b: jax.Array) -> jax.Array:
+    rows, columns = jax.nn.one_hot(a, shape[0]), jax.nn.one_hot(b, shape[1])
+    # float32 holds the counts of one example exactly, below 2^24 places.
+    return jnp.einsum("bnr,bnc->brc", rows, columns).astype(jnp.int32)
 
 
 def histogram(index: jax.Array, bins: int, valid: jax.Array) -> jax.Array:
-    """Exact counts i32[bins] of integers [B, ...] in [0, bins) at valid places.
+    """Exact counts i32[B, bins] of integers [B, ...] in [0, bins) at valid places, per example.
 
-    The index is split into two digits, so that the one-hot rows are sqrt(bins) wide.
+    The index is split into two digits, so that one-hot rows are only sqrt(bins) wide.
     """
     digits = int(np.ceil(np.sqrt(bins)))
-    return joint_counts(index // digits, index % digits, (digits, digits), valid).reshape(-1)[:bins]
+    counts = joint_counts(index // digits, index % digits, (digits, digits), valid)
+    return counts.reshape(counts.shape[0], -1)[:, :bins]
 
 
 @flax.struct.dataclass
@@ -60,7 +70,7 @@ class Confusion:
         """pred f32[B,H,W,classes] (arg max is taken), label i32[B,H,W,1], valid f32[B,H,W,1]."""
         shape = self.counts.high.shape
         counts = joint_counts(label[..., 0], jnp.argmax(pred, -1), shape, valid[..., 0])
-        return self.replace(counts=self.counts.add(counts))
+        return self.replace(counts=self.counts.add(jnp.sum(counts, axis=0)))
 
     def compute(self) -> dict[str, float]:
         """{"mIoU", "pixAcc", "IoU_<class>"...}, fractions."""

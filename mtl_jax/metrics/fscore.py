@@ -1,14 +1,27 @@
 """F-measures of probability maps against binary labels, the best over thresholds."""
 
+from typing import Any
+
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mtl_jax.metrics.confusion import histogram
-from mtl_jax.metrics.totals import Total, count_examples, ratio
+from mtl_jax.metrics.totals import Total, ratio
 
 SALIENCY_BETA2 = 0.3  # weighs precision above recall: Achanta et al., CVPR 2009
+
+
+def _at_thresholds(counts: Any) -> Any:
+    """[..., bins] counts by number of thresholds reached -> [..., bins - 1] that reach each of them."""
+    return counts[..., ::-1].cumsum(-1)[..., ::-1][..., 1:]
+
+
+def _counts_by_label(reached: jax.Array, bins: int, label: jax.Array, valid: jax.Array) -> jax.Array:
+    """i32[B, 2, bins]: places of each example by label {0, 1} and number of thresholds reached."""
+    index = jnp.where(label > 0, bins, 0) + reached
+    return histogram(index, 2 * bins, valid).reshape(-1, 2, bins)
 
 
 @flax.struct.dataclass
@@ -33,17 +46,16 @@ class MaxF:
         """prob f32[B,H,W,1] in [0, 1], label {0, 1} [B,H,W,1], valid f32[B,H,W,1]."""
         bins = self.counts.high.shape[1]
         reached = jnp.clip((prob * bins).astype(jnp.int32), 0, bins - 1)
-        index = jnp.where(label > 0, bins, 0) + reached
-        return self.replace(counts=self.counts.add(histogram(index, 2 * bins, valid).reshape(2, bins)))
+        counts = _counts_by_label(reached, bins, label, valid)
+        return self.replace(counts=self.counts.add(jnp.sum(counts, axis=0)))
 
     def compute(self) -> dict[str, float]:
         """{"maxF"}, a fraction; 0 if no pixel is positive, NaN if none is valid."""
         counts = self.counts.numpy()
         if not counts.any():
             return {"maxF": float("nan")}
-        # At each threshold: pixels that reach it, by label.
-        negative, positive = np.cumsum(counts[:, ::-1], axis=1)[:, ::-1][:, 1:]
-        f = (1 + self.beta2) * positive / np.maximum(self.beta2 * counts[1].sum() + positive + negative, 1e-9)
+        false, hits = _at_thresholds(counts)
+        f = (1 + self.beta2) * hits / np.maximum(self.beta2 * counts[1].sum() + hits + false, 1e-9)
         return {"maxF": float(f.max())}
 
 
@@ -70,22 +82,19 @@ class Saliency:
 
     def update(self, prob: jax.Array, label: jax.Array, valid: jax.Array) -> "Saliency":
         """prob f32[B,H,W,1] in [0, 1], label {0, 1} [B,H,W,1], valid f32[B,H,W,1]."""
-        known = valid > 0
-        has_label = jnp.any(known, axis=(1, 2, 3))
-        truth = (label > 0) & known
-        scores = []
-        for threshold in _IMAGE_THRESHOLDS:
-            positive = (prob > threshold) & known
-            hits, union = count_examples(positive & truth), count_examples(positive | truth)
-            iou = jnp.where(union > 0, hits / jnp.maximum(union, 1), 1.0)
-            precision = hits / jnp.maximum(count_examples(positive), 1)
-            recall = hits / jnp.maximum(count_examples(truth), 1)
-            scores.append(jnp.stack([iou, precision, recall]))
-        scores = jnp.where(has_label, jnp.stack(scores, axis=1), 0.0)
+        reached = sum((prob > t).astype(jnp.int32) for t in _IMAGE_THRESHOLDS)
+        counts = _counts_by_label(reached, len(_IMAGE_THRESHOLDS) + 1, label, valid)
+        false, hits = jnp.moveaxis(_at_thresholds(counts), 1, 0)  # i32[B, thresholds]
+        truth = jnp.sum(counts[:, 1], axis=-1, keepdims=True)
+        has_label = jnp.any(counts > 0, axis=(1, 2))
+        union = truth + false
+        iou = jnp.where(union > 0, hits / jnp.maximum(union, 1), 1.0)
+        precision, recall = hits / jnp.maximum(hits + false, 1), hits / jnp.maximum(truth, 1)
+        scores = jnp.where(has_label[:, None], jnp.stack([iou, precision, recall]), 0.0)
         return Saliency(
             self.pooled.update(prob, label, valid),
             self.images.add(jnp.sum(has_label, dtype=jnp.int32)),
-            self.scores.add(Total.of(scores).sum()),
+            self.scores.add(Total.of(jnp.swapaxes(scores, 1, 2)).sum()),
         )
 
     def compute(self) -> dict[str, float]:
