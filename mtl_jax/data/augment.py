@@ -1,5 +1,6 @@
 """Random changes of one training example: seeded, without state, the same geometry for image and labels."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -34,7 +35,7 @@ class Geometry(NamedTuple):
 
 
 Warp = Callable[[tf.Tensor, str, float], tf.Tensor]
-"""(array [h,w,C], interpolation, fill) -> [H,W,C]"""
+"""(array [h,w,C], interpolation, fill) -> [H,W,C]; keeps the dtype, or turns it to f32 where it must mix."""
 
 
 def augment(
@@ -62,15 +63,10 @@ def augment(
     draw = tf.random.stateless_uniform([8], seed)
     geometry = _draw_geometry(tf.shape(image)[:2], size, options, draw[:5])
     warp = _turned(geometry, size) if options.rotate else _upright(geometry, size, options)
-    image = warp(tf.cast(image, tf.float32) * (1 / 255), "bilinear", GREY)
+    image = tf.cast(warp(image, "bilinear", 255 * GREY), tf.float32) * (1 / 255)
     if options.color:
         image = _jitter(image, 1 + options.color * (2 * draw[5:] - 1))
-    return image, {
-        name: _warp_label(tf.cast(label, tasks[name].label_dtype), tasks[name], geometry, warp)
-        if tasks[name].dense
-        else tf.cast(label, tasks[name].label_dtype)
-        for name, label in labels.items()
-    }
+    return image, {name: _warp_label(label, tasks[name], geometry, warp) for name, label in labels.items()}
 
 
 def _draw_geometry(native: tf.Tensor, size: tuple[int, int], options: Any, draw: tf.Tensor) -> Geometry:
@@ -80,7 +76,7 @@ def _draw_geometry(native: tf.Tensor, size: tuple[int, int], options: Any, draw:
         *_draw_side(native[0], size[0], scale, draw[1]),
         *_draw_side(native[1], size[1], scale, draw[2]),
         scale=scale,
-        radians=(2 * draw[3] - 1) * (options.rotate * (3.141592653589793 / 180)),
+        radians=(2 * draw[3] - 1) * (options.rotate * (math.pi / 180)),
         flip=(draw[4] < 0.5) & bool(options.flip),
     )
 
@@ -103,19 +99,39 @@ def _draw_side(native: tf.Tensor, wanted: int, scale: tf.Tensor, place: tf.Tenso
 
 
 def _upright(g: Geometry, size: tuple[int, int], options: Any) -> Warp:
-    """Without rotation: crop, resize, pad, mirror; 2.5 times as fast as the general transform."""
+    """Without rotation: crop, resize, pad, mirror; about twice as fast as the general transform."""
     keeps_scale = tuple(options.scale) == (1.0, 1.0)
 
-    def warp(x: tf.Tensor, interpolation: str, fill: float) -> tf.Tensor:
+    def nearest(x: tf.Tensor, fill: float) -> tf.Tensor:
+        height, width, channels = tf.unstack(tf.shape(x))
+        count = height * width  # also the index of `fill`, which is put behind the last pixel
+        rows = _sources(g.top, g.height, g.above, g.inner_height, size[0], height)
+        columns = _sources(g.left, g.width, g.beside, g.inner_width, size[1], count)
+        columns = tf.cond(g.flip, lambda: tf.reverse(columns, [0]), lambda: columns)
+        index = tf.minimum(rows[:, None] * width + columns, count)
+        pixels = tf.pad(
+            tf.reshape(x, (count, channels)), ((0, 1), (0, 0)), constant_values=tf.cast(fill, x.dtype)
+        )
+        return tf.ensure_shape(tf.gather(pixels, index), (*size, x.shape[2]))
+
+    def bilinear(x: tf.Tensor, fill: float) -> tf.Tensor:
         x = x[g.top : g.top + g.height, g.left : g.left + g.width]
         if not keeps_scale:
-            x = tf.image.resize(x, (g.inner_height, g.inner_width), interpolation)
+            x = tf.image.resize(x, (g.inner_height, g.inner_width))
         below, right = size[0] - g.above - g.inner_height, size[1] - g.beside - g.inner_width
         x = tf.pad(x, ((g.above, below), (g.beside, right), (0, 0)), constant_values=tf.cast(fill, x.dtype))
-        x = tf.cond(g.flip, lambda: x[:, ::-1], lambda: x)
-        return tf.ensure_shape(x, (*size, None))
+        x = tf.cond(g.flip, lambda: tf.reverse(x, [1]), lambda: x)
+        return tf.ensure_shape(x, (*size, x.shape[2]))
 
-    return warp
+    return lambda x, interpolation, fill: {"nearest": nearest, "bilinear": bilinear}[interpolation](x, fill)
+
+
+def _sources(
+    start: tf.Tensor, length: tf.Tensor, before: tf.Tensor, inner: tf.Tensor, count: int, outside: tf.Tensor
+) -> tf.Tensor:
+    """i32[count]: the image row (or column) whose pixel covers the centre of each canvas row."""
+    at = tf.range(count) - before
+    return tf.where((at >= 0) & (at < inner), start + (2 * at + 1) * length // (2 * inner), outside)
 
 
 def _turned(g: Geometry, size: tuple[int, int]) -> Warp:
@@ -124,7 +140,7 @@ def _turned(g: Geometry, size: tuple[int, int]) -> Warp:
 
     def warp(x: tf.Tensor, interpolation: str, fill: float) -> tf.Tensor:
         return tf.raw_ops.ImageProjectiveTransformV3(
-            images=x[None],
+            images=x[None] if interpolation == "nearest" else tf.cast(x[None], tf.float32),
             transforms=matrix[None],
             output_shape=size,
             fill_value=fill,
@@ -153,21 +169,27 @@ def _canvas_to_image(g: Geometry, size: tuple[int, int]) -> tf.Tensor:
     a0, a1 = step_x * cos * mirror, -step_x * sin
     b0, b1 = step_y * sin * mirror, step_y * cos
     zero = tf.zeros(())
-    return tf.stack(
-        [a0, a1, start_x - a0 * x0 - a1 * y0, b0, b1, start_y - b0 * x0 - b1 * y0, zero, zero]
-    )
+    return tf.stack([a0, a1, start_x - a0 * x0 - a1 * y0, b0, b1, start_y - b0 * x0 - b1 * y0, zero, zero])
 
 
 def _warp_label(label: tf.Tensor, task: Task, g: Geometry, warp: Warp) -> tf.Tensor:
     """Places by `warp`, values by the task."""
+    if not task.dense:
+        return tf.cast(label, task.label_dtype)
     if task.interpolation == "nearest":
-        label = warp(label, "nearest", task.fill)
+        label = tf.cast(warp(_able_to_hold(task.fill, label), "nearest", task.fill), task.label_dtype)
     else:  # a mixture with an unknown value is unknown
-        known = tf.cast(task.known(label), label.dtype)
-        mixed = warp(tf.where(known > 0, label, 0), "bilinear", 0.0)
-        label = tf.where(warp(known, "bilinear", 0.0) > 0.999, mixed, tf.cast(task.fill, label.dtype))
+        label = tf.cast(label, task.label_dtype)
+        known = task.known(label)
+        mixed = warp(tf.where(known, label, 0), "bilinear", 0.0)
+        label = tf.where(warp(tf.cast(known, label.dtype), "bilinear", 0.0) > 0.999, mixed, task.fill)
     label = task.rotate(task.rescale(label, g.scale), g.radians)
     return tf.cond(g.flip, lambda: task.flip(label), lambda: label)
+
+
+def _able_to_hold(fill: float, label: tf.Tensor) -> tf.Tensor:
+    """The label, made float if `fill` needs it; else as stored, which is quicker to resample."""
+    return tf.cast(label, tf.float32) if math.isnan(fill) and not label.dtype.is_floating else label
 
 
 def _jitter(image: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
@@ -180,4 +202,7 @@ def _jitter(image: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
     grey = tf.constant([[0.299], [0.587], [0.114]]) * tf.ones((1, 3))
     colours = brightness * contrast * (saturation * tf.eye(3) + (1 - saturation) * grey)
     shift = brightness * (1 - contrast) * tf.reduce_mean(image)
-    return tf.clip_by_value(tf.tensordot(image, colours, 1) + shift, 0.0, 1.0)
+    mixed = tf.reshape(tf.reshape(image, (-1, 3)) @ colours, tf.shape(image)) + shift
+    return tf.raw_ops.ClipByValue(
+        t=mixed, clip_value_min=0.0, clip_value_max=1.0
+    )  # a third of clip_by_value's time

@@ -137,14 +137,17 @@ def to_device(batches: Iterator[Batch], sharding: jax.sharding.Sharding, depth: 
 
 def _rows_per_host(key: str, batch_size: int, hosts: int) -> int:
     if batch_size < 1 or batch_size % hosts:
-        raise UserError(f"{key} = {batch_size} does not divide evenly among {hosts} hosts: use a multiple of {hosts}")
+        raise UserError(
+            f"{key} = {batch_size} does not divide evenly among {hosts} hosts: use a multiple of {hosts}"
+        )
     return batch_size // hosts
 
 
 def _shuffled(position: tf.Tensor, count: int, seed: int) -> tf.Tensor:
     """Example index at a position of the endless stream, without a table of the permutation."""
-    epoch = tf.cast(position // count, tf.int32)
-    key = tf.stack([seed % 2**31, epoch])
+    epoch = tf.stack([seed, position // count])
+    # The cipher is weak for small keys (with seed 0, epoch e began with example e): hash them first.
+    key = tf.random.stateless_uniform([2], epoch, minval=None, maxval=None, dtype=tf.int32)
     return tf.random.experimental.index_shuffle(position % count, key, max_index=count - 1)
 
 
@@ -174,12 +177,16 @@ def _loader(split: Split, tasks: Mapping[str, Task]) -> tuple[Callable, list[Exc
     return load, failure
 
 
-def _entry(image: tf.Tensor, labels: dict, tasks: Mapping[str, Task], index: tf.Tensor, real: tf.Tensor) -> Batch:
+def _entry(
+    image: tf.Tensor, labels: dict, tasks: Mapping[str, Task], index: tf.Tensor, real: tf.Tensor
+) -> Batch:
     """One row of a batch; `real` is False in a row that only fills up."""
     known = {name: tasks[name].known(label) & real for name, label in labels.items()}
     return {
         "image": image,
-        "labels": {name: tf.where(known[name], label, tf.zeros((), label.dtype)) for name, label in labels.items()},
+        "labels": {
+            name: tf.where(known[name], label, tf.zeros((), label.dtype)) for name, label in labels.items()
+        },
         "valid": {name: tf.cast(mask, tf.float32) for name, mask in known.items()},
         "id": tf.where(real, tf.cast(index, tf.int32), -1),
     }
@@ -191,12 +198,16 @@ def _batches(examples: tf.data.Dataset, rows: int, failure: list[Exception]) -> 
     options.threading.private_threadpool_size = os.cpu_count()
     options.threading.max_intra_op_parallelism = 1  # the examples run in parallel already
     iterator = examples.batch(rows, drop_remainder=True).prefetch(2).with_options(options).as_numpy_iterator()
-    try:
-        yield from iterator
-    except tf.errors.OpError:
-        if failure:
-            raise failure[0] from None
-        raise
+    while True:
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        except tf.errors.OpError:
+            if failure:
+                raise failure[0] from None
+            raise
+        yield batch
 
 
 def _pad(x: tf.Tensor, size: tuple[int, int], fill: float) -> tf.Tensor:

@@ -1,0 +1,282 @@
+"""A user's own images and labels: one folder of images, and one of label files per task.
+
+    data_dir/
+      images/0001.jpg ...       any of .jpg .jpeg .png .bmp .webp
+      labels40/0001.png ...     the same names in each task's folder
+      train.txt, test.txt       the names of each split, without ending, one per line
+
+`labels` says of each task what is in its folder and what the task itself must know:
+
+    {"semseg": {"folder": "labels40", "num_classes": 39, "class_names": "classes.txt", "invalid": 39},
+     "depth": {"folder": "depth", "scale": 10 / 255},
+     "normals": {"folder": "normals", "axes": ("r", "g", "-b"), "invalid": 0},
+     "edges": {"borders_of": "semseg"}}
+
+  folder: where the label files are: .png (8 or 16 bits; with a palette, the indices) or .npy.
+  scale: what the stored number is multiplied by to give the task's unit (metres, [0, 1], 0 or 1, ...).
+  invalid: stored number, or several, that mean "unknown"; so do NaN, and 0 where the task says it.
+  axes: for normals, which stored channel is x (right), y (up), z (towards the camera); codes run over -1 ... 1.
+  borders_of: no folder; 1 at the borders between the classes of that task, unknown beside unknown pixels.
+  kind: module in tasks/ (default: the name); class_names may be a file with one name per line, each perhaps
+    after its number. Everything else is an option of the task.
+
+Numbers from 8-bit files that stand for measurements are kept in half precision (finer than their steps).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mtl_jax import tasks as task_modules
+from mtl_jax.data.dataset import Dataset, Example, Split
+from mtl_jax.errors import UserError
+from mtl_jax.tasks.base import Task
+
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+LABEL_ENDINGS = (".png", ".npy")
+READING = ("folder", "scale", "invalid", "axes", "borders_of")
+
+
+def build(
+    data_dir: str,
+    labels: Mapping[str, Mapping[str, Any]],
+    images: str = "images",
+    splits: Mapping[str, str] | None = None,
+) -> Dataset:
+    """See the head of this file.
+
+    Args:
+      data_dir: the folder that holds everything; all other paths are relative to it.
+      labels: by task name.
+      images: folder of the images.
+      splits: file with the names of each split (default: train.txt and test.txt).
+
+    Raises:
+      UserError: a folder, list or file that is missing or unreadable, named with its path; a label
+        description that is wrong. Splits check that their files are there; `load` checks contents.
+    """
+    root = Path(data_dir).expanduser()
+    splits = dict(splits or {"train": "train.txt", "test": "test.txt"})
+    options = {name: _task_options(root, spec) for name, spec in labels.items()}
+    readers = {name: _reader(root, name, labels, options) for name in labels}
+
+    @functools.cache
+    def files(folder: str, endings: tuple[str, ...]) -> dict[str, Path]:
+        return _list_files(root / folder, endings)
+
+    def split(split_name: str, wanted: Sequence[str]) -> Split:
+        if split_name not in splits:
+            raise UserError(f"there is no split {split_name!r}: choose one of {', '.join(splits)}")
+        ids = _read_names(root / splits[split_name])
+        photos = _paths(ids, files(images, IMAGE_ENDINGS), root / images, IMAGE_ENDINGS)
+        maps = {
+            name: _paths(
+                ids, files(readers[name].folder, LABEL_ENDINGS), root / readers[name].folder, LABEL_ENDINGS
+            )
+            for name in wanted
+        }
+
+        def load(index: int) -> Example:
+            image = _read_image(photos[index])
+            found = {name: readers[name].read(maps[name][index]) for name in wanted}
+            for name, label in found.items():
+                if label.shape[:2] != image.shape[:2]:
+                    raise UserError(
+                        f"{maps[name][index]} is {_by(label.shape)} but its image {photos[index]} is"
+                        f" {_by(image.shape)}: resize one to the other"
+                    )
+            return {"image": image, "labels": found}
+
+        return Split(ids, np.array([_image_size(path) for path in photos], np.int32), load)
+
+    return Dataset(options, tuple(splits), split)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """Reads one task's label files into its canonical form; `spec` is described at the head of this file."""
+
+    task: Task
+    spec: Mapping[str, Any]
+
+    @property
+    def folder(self) -> str:
+        return self.spec["folder"]
+
+    def read(self, path: Path) -> np.ndarray:
+        """[h,w,C]: uint8 or int32 for classes, else float16 or float32; raises UserError naming `path`."""
+        raw = _read_array(path)
+        if raw.shape[2] != self.task.label_channels:
+            raise UserError(
+                f"{path} has {raw.shape[2]} channels, but task {self.task.name!r} needs {self.task.label_channels}"
+            )
+        unknown = np.isin(raw, self.spec.get("invalid", ())).all(-1, keepdims=True)
+        if self._discrete:
+            return self._classes(raw, unknown, path)
+        value = self._vectors(raw) if "axes" in self.spec else raw * np.float32(self.spec.get("scale", 1))
+        unknown |= ~np.isfinite(value).all(-1, keepdims=True)
+        return np.where(unknown, self.task.fill, value).astype(
+            "float16" if raw.dtype == np.uint8 else "float32"
+        )
+
+    @property
+    def _discrete(self) -> bool:
+        return self.task.fill == 255
+
+    def _classes(self, raw: np.ndarray, unknown: np.ndarray, path: Path) -> np.ndarray:
+        value = np.rint(raw * self.spec["scale"]) if "scale" in self.spec else raw
+        count = max(self.task.channels, 2)  # a single output says yes or no
+        wrong = ~unknown & ~((value >= 0) & (value < count))
+        if wrong.any():
+            raise UserError(
+                f"{path} holds {value[wrong][0]:g}, but task {self.task.name!r} has the values 0 to {count - 1}:"
+                " name what is unknown in `invalid`, or give `scale` or `num_classes`"
+            )
+        return np.where(unknown, self.task.fill, value).astype(np.uint8 if count <= 255 else np.int32)
+
+    def _vectors(self, raw: np.ndarray) -> np.ndarray:
+        codes = raw.astype(np.float32)
+        if raw.dtype.kind == "u":
+            codes = codes * (2 / np.iinfo(raw.dtype).max) - 1
+        axes = self.spec["axes"]
+        vector = np.stack(
+            [codes[..., "rgb".index(a[-1])] * (-1 if a[0] == "-" else 1) for a in axes], axis=-1
+        )
+        length = np.linalg.norm(vector, axis=-1, keepdims=True)
+        return np.divide(vector, length, out=np.zeros_like(vector), where=length > 0.5)  # short: no direction
+
+
+@dataclasses.dataclass(frozen=True)
+class BorderReader:
+    """Reads edges off the borders between another task's classes."""
+
+    classes: Reader
+
+    @property
+    def folder(self) -> str:
+        return self.classes.folder
+
+    def read(self, path: Path) -> np.ndarray:
+        return borders(self.classes.read(path), self.classes.task.fill)
+
+
+def borders(classes: np.ndarray, unknown: int) -> np.ndarray:
+    """Where classes meet: uint8[h,w,1] from ids [h,w,1]; 1 border, 0 none, 255 unknown.
+
+    A border pixel differs from its right, lower or lower right neighbour (as in the Berkeley benchmark,
+    which makes borders one pixel thick). Beside an unknown pixel nobody can say, unless another
+    neighbour settles it.
+    """
+    padded = np.pad(classes[..., 0], ((0, 1), (0, 1)), "edge")
+    here = padded[:-1, :-1]
+    others = [padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]]
+    border = np.any([(other != here) & (other != unknown) for other in others], axis=0) & (here != unknown)
+    doubt = np.any([other == unknown for other in others], axis=0) | (here == unknown)
+    return np.where(border, 1, np.where(doubt, 255, 0)).astype(np.uint8)[..., None]
+
+
+def _task_options(root: Path, spec: Mapping[str, Any]) -> dict[str, Any]:
+    """What the task must know: all but how its files are read."""
+    options = {key: value for key, value in spec.items() if key not in READING}
+    if isinstance(options.get("class_names"), str):
+        names = [line.lstrip("0123456789 \t") for line in _read_lines(root / options["class_names"])]
+        options["class_names"] = names[: options.setdefault("num_classes", len(names))]
+    return options
+
+
+def _reader(
+    root: Path, name: str, labels: Mapping[str, Mapping[str, Any]], options: Mapping[str, Mapping[str, Any]]
+) -> Reader | BorderReader:
+    spec = labels[name]
+    if ("folder" in spec) == ("borders_of" in spec):
+        raise UserError(f"label {name!r} must give either `folder` or `borders_of`")
+    if "borders_of" in spec:
+        source = spec["borders_of"]
+        if "folder" not in labels.get(source, ()):
+            raise UserError(f"label {name!r} takes the borders of {source!r}, which has no folder")
+        return BorderReader(_reader(root, source, labels, options))
+    if "axes" in spec and sorted(a.lstrip("-") for a in spec["axes"]) != ["b", "g", "r"]:
+        raise UserError(f"label {name!r}: axes must be r, g and b in some order, each perhaps with a minus")
+    return Reader(task_modules.build({name: {}}, options)[name], spec)
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        lines = path.read_text().splitlines()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _read_names(path: Path) -> list[str]:
+    names = _read_lines(path)
+    if not names:
+        raise UserError(f"{path} is empty: list the names of the split's images, one per line")
+    if len(set(names)) < len(names):
+        twice = next(n for i, n in enumerate(names) if n in names[:i])
+        raise UserError(f"{path} lists {twice!r} more than once: keep each name once")
+    return names
+
+
+def _list_files(folder: Path, endings: tuple[str, ...]) -> dict[str, Path]:
+    """Files below `folder` by their path in it without ending."""
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}")
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in endings)
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in found}
+
+
+def _paths(
+    ids: Sequence[str], files: Mapping[str, Path], folder: Path, endings: tuple[str, ...]
+) -> list[Path]:
+    missing = [name for name in ids if name not in files]
+    if missing:
+        raise UserError(
+            f"there is no {folder / missing[0]} with ending {', '.join(endings)}"
+            + (f" ({len(missing)} files are missing there)" if len(missing) > 1 else "")
+        )
+    return [files[name] for name in ids]
+
+
+def _image_size(path: Path) -> tuple[int, int]:
+    """(height, width) from the file's header."""
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except (OSError, SyntaxError) as error:
+        raise _unreadable(path, error) from None
+
+
+def _read_image(path: Path) -> np.ndarray:
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError) as error:
+        raise _unreadable(path, error) from None
+
+
+def _read_array(path: Path) -> np.ndarray:
+    """[h,w,C] as stored."""
+    try:
+        if path.suffix == ".npy":
+            array = np.load(path)
+        else:
+            with Image.open(path) as image:
+                array = np.asarray(image)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise _unreadable(path, error) from None
+    array = array.astype(np.uint8) if array.dtype == bool else array
+    return array[..., None] if array.ndim == 2 else array
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    return UserError(f"cannot read {path} ({error}): replace the file, or take its name off the split's list")
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return f"{shape[0]}x{shape[1]} (height x width)"
