@@ -1,5 +1,9 @@
 """The one error that users meet: a sentence that names the culprit and the fix."""
 
+import functools
+import sys
+from collections.abc import Callable
+
 
 class UserError(Exception):
     """Something the user can mend: a wrong config, a missing file, a damaged checkpoint.
@@ -7,3 +11,24 @@ class UserError(Exception):
     The commands print its message alone and end with exit code 2; any other exception is a bug
     and keeps its traceback.
     """
+
+
+class Interrupted(Exception):
+    """A signal came; the state has been saved, and the same command goes on from there."""
+
+
+def exit_on_user_error(main: Callable[[], None]) -> Callable[[], None]:
+    """Makes a command's `main` end with one sentence: exit code 2 on UserError, 143 when interrupted."""
+
+    @functools.wraps(main)
+    def wrapped() -> None:
+        try:
+            main()
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        except Interrupted as stop:
+            print(f"stopped: {stop}", file=sys.stderr)
+            sys.exit(143)  # 128 + SIGTERM: schedulers see that the job is not done
+
+    return wrapped

@@ -7,9 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
+from mtl_jax import experiment
 from mtl_jax.data import pipeline
-from mtl_jax.sharding import batch_sharding, replicated
+from mtl_jax.errors import UserError
+from mtl_jax.sharding import batch_sharding, check_batch_size, make_mesh, replicated
 from mtl_jax.tasks import Task
 
 Batch = Mapping[str, Any]
@@ -102,3 +105,27 @@ def mean_labels(batches: Iterable[Batch], tasks: Mapping[str, Task]) -> dict[str
     for batch in batches:
         sums = add(sums, batch)
     return {name: total / jnp.maximum(n, 1.0) for name, (total, n) in sums.items()}
+
+
+def evaluate_workdir(config: ConfigDict, workdir: str) -> None:
+    """The job `evaluate`: a trained network on the split `config.data.eval`, added to its eval.json.
+
+    The config's data may be another dataset than the network was trained on (zero-shot), if that has
+    labels of the same tasks; results are then filed under `<dataset>.<split>`.
+    """
+    trained = experiment.load(workdir)
+    dataset = experiment.build_dataset(config)
+    missing = sorted(set(trained.tasks) - set(dataset.labels))
+    if missing:
+        raise UserError(f"config.data has no labels for the network's tasks {', '.join(missing)}")
+    mesh = make_mesh()
+    check_batch_size("config.data.eval_batch_size", config.data.eval_batch_size, mesh)
+    split = dataset.split(config.data.eval, tuple(trained.tasks))
+    evaluation = Evaluation(predictor(trained.model, trained.tasks), trained.tasks, mesh)
+    results = evaluation(trained.variables, pipeline.eval_batches(split, trained.tasks, config.data))
+    same = trained.config.data.name == config.data.name and trained.config.data.options == config.data.options
+    name = config.data.eval if same else f"{config.data.name}.{config.data.eval}"
+    known = experiment.read_results(workdir)
+    experiment.write_results(workdir, {**known, **{f"{name}/{k}": v for k, v in results.items()}})
+    for key, value in results.items():
+        print(f"{name}/{key}: {value:.5g}")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -27,7 +28,9 @@ def build_dataset(config: ConfigDict) -> Dataset:
     for key in ("train", "eval"):
         if config.data[key] not in dataset.splits:
             known = ", ".join(dataset.splits)
-            raise UserError(f"config.data.{key} is {config.data[key]!r}: {config.data.name} has the splits {known}")
+            raise UserError(
+                f"config.data.{key} is {config.data[key]!r}: {config.data.name} has the splits {known}"
+            )
     return dataset
 
 
@@ -50,14 +53,23 @@ def example_batch(config: ConfigDict, tasks: Mapping[str, Task]) -> dict[str, An
     size = {name: (height, width) if task.dense else (1, 1) for name, task in tasks.items()}
     return {
         "image": jnp.zeros((batch, height, width, 3)),
-        "labels": {n: jnp.zeros((batch, *size[n], t.label_channels), t.label_dtype) for n, t in tasks.items()},
+        "labels": {
+            n: jnp.zeros((batch, *size[n], t.label_channels), t.label_dtype) for n, t in tasks.items()
+        },
         "valid": {n: jnp.zeros((batch, *size[n], 1)) for n in tasks},
         "id": jnp.zeros((batch,), jnp.int32),
     }
 
 
 # Keys that may differ between a run and its resumption, since they change no number of it.
-FREE_KEYS = ("job", "train.log_every", "train.keep", "train.profile_step", "data.cache", "data.eval_batch_size")
+FREE_KEYS = (
+    "job",
+    "train.log_every",
+    "train.keep",
+    "train.profile_step",
+    "data.cache",
+    "data.eval_batch_size",
+)
 
 
 def claim_workdir(config: ConfigDict, workdir: str) -> None:
@@ -69,7 +81,7 @@ def claim_workdir(config: ConfigDict, workdir: str) -> None:
     path = os.path.join(workdir, "config.json")
     os.makedirs(workdir, exist_ok=True)
     if os.path.exists(path):
-        ours, theirs = (_flat(c) for c in (config, read_config(workdir)))
+        ours, theirs = configs.flat(config), configs.flat(read_config(workdir))
         keys = sorted(set(ours) | set(theirs))
         missing = object()
         other = [k for k in keys if ours.get(k, missing) != theirs.get(k, missing) and k not in FREE_KEYS]
@@ -81,21 +93,22 @@ def claim_workdir(config: ConfigDict, workdir: str) -> None:
     write_text(path, configs.to_json(config))
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping | ConfigDict) and len(value):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return flat
-
-
 def write_text(path: str, text: str) -> None:
     """Writes a small file at once: a reader, or a crash, never sees half of it."""
     with open(path + ".tmp", "w") as file:
         file.write(text)
     os.replace(path + ".tmp", path)
+
+
+def write_results(workdir: str, results: Mapping[str, float]) -> None:
+    """Writes eval.json: flat, keys `split/task/metric`; a value that is not finite becomes null."""
+    plain = {key: float(v) if math.isfinite(v) else None for key, v in results.items()}
+    write_text(os.path.join(workdir, "eval.json"), json.dumps(plain, indent=1) + "\n")
+
+
+def read_results(workdir: str) -> dict[str, float | None]:
+    """eval.json of a run; UserError if it has not been evaluated."""
+    return json.loads(_read(workdir, "eval.json"))
 
 
 def write_tasks(workdir: str, config: ConfigDict, dataset: Dataset) -> None:

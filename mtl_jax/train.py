@@ -1,7 +1,6 @@
 """The generic training loop and its one train step; it knows none of the methods it runs."""
 
 import collections
-import os
 import signal
 import time
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from mtl_jax import evaluate, experiment, figures, optimizer
 from mtl_jax import tasks as tasks_lib
 from mtl_jax.checkpoint import Checkpoints, abstract
 from mtl_jax.data import pipeline
-from mtl_jax.errors import UserError
+from mtl_jax.errors import Interrupted, UserError
 from mtl_jax.logs import Log, Progress
 from mtl_jax.methods.base import Method
 from mtl_jax.metrics.delta import delta_m
@@ -26,10 +25,6 @@ from mtl_jax.models import cost
 from mtl_jax.sharding import batch_sharding, check_batch_size, make_mesh, replicated
 
 Tree = Any
-
-
-class Interrupted(Exception):
-    """SIGTERM or SIGINT came; the state has been saved and the same command resumes it."""
 
 
 @flax.struct.dataclass
@@ -121,7 +116,9 @@ def make_step(method: Method, config: ConfigDict) -> Callable[[TrainState, Tree]
         rng = jax.random.fold_in(jax.random.key(config.seed), train.step)
         for index, turn in enumerate(method.turns):
             train, new = turn_update(train, batch, jax.random.fold_in(rng, index), turn)
-            metrics.update(new if turn is None else {k.replace("all/", f"{turn}/"): v for k, v in new.items()})
+            metrics.update(
+                new if turn is None else {k.replace("all/", f"{turn}/"): v for k, v in new.items()}
+            )
         if decay:
             average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, train.average, train.current())
             train = train.replace(average=average)
@@ -218,7 +215,9 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
     )
     profile = None
     if config.train.profile_step is not None:
-        profile = periodic_actions.Profile(logdir=workdir, first_profile=config.train.profile_step, every_secs=None)
+        profile = periodic_actions.Profile(
+            logdir=workdir, first_profile=config.train.profile_step, every_secs=None
+        )
     progress = Progress(log, start, config.train.steps, config.data.batch_size)
     pending: collections.deque[tuple[int, Tree]] = collections.deque()
 
@@ -231,7 +230,11 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
                 kept = checkpoints.latest_step()
                 raise UserError(
                     f"{culprit} is not finite at step {step}; "
-                    + (f"the checkpoint of step {kept} is kept. " if kept is not None else "no checkpoint yet. ")
+                    + (
+                        f"the checkpoint of step {kept} is kept. "
+                        if kept is not None
+                        else "no checkpoint yet. "
+                    )
                     + "Lower config.optimizer.learning_rate or set config.optimizer.clip_norm"
                 )
             progress.add(step, metrics)
@@ -280,7 +283,9 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
     report |= {f"constant/{k}": v for k, v in reference.items()}
     report |= {f"best/{k}": v for k, v in {**best[1], "all/step": best[0]}.items()}
     report["model/cost/params"] = cost.parameters(state.params["model"])
-    report["model/cost/gflops"] = cost.flops(model, state.current(), tuple(tasks), tuple(config.data.size)) / 1e9
+    report["model/cost/gflops"] = (
+        cost.flops(model, state.current(), tuple(tasks), tuple(config.data.size)) / 1e9
+    )
     report["train/all/seconds"] = time.monotonic() - began
     experiment.write_results(workdir, report)
     figures.curves(workdir)
@@ -298,5 +303,7 @@ def constant_results(config, splits, tasks, mesh) -> dict[str, float]:
 
 def summary(results: dict[str, float], tasks: dict[str, Any]) -> str:
     """One line: each task's headline, and Delta_m over the best constant prediction."""
-    parts = [f"{name} {task.headline} {results[f'{name}/{task.headline}']:.4g}" for name, task in tasks.items()]
+    parts = [
+        f"{name} {task.headline} {results[f'{name}/{task.headline}']:.4g}" for name, task in tasks.items()
+    ]
     return " · ".join([*parts, f"Delta_m over a constant {results['all/delta_m']:+.1f} %"])

@@ -1,0 +1,247 @@
+"""The config of a run: every key with its default, checks, command-line overrides, and JSON.
+
+A config file has `get_config(arg) -> ConfigDict` and may have `sweep(arg)`; `--config=FILE:ARG` passes it
+ARG, such as `depth=50,domain=outdoor`.
+"""
+
+import ast
+import difflib
+import importlib.util
+import json
+import os
+from collections.abc import Iterator, Mapping
+from types import ModuleType
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mtl_jax.errors import UserError
+
+# Sub-dicts whose keys belong to the named module; names.build checks them against its `build`.
+OPEN = ("data.options", "tasks", "model", "method", "optimizer.lr_scale")
+
+
+def default() -> ConfigDict:
+    """Every key of a run."""
+    return ConfigDict(
+        {
+            "job": "train",  # train | evaluate
+            "seed": 0,  # of initialisation, data order and augmentation
+            "dtype": "float32",  # of the network's computation: float32 | bfloat16
+            "data": {
+                "name": "scenes",  # a module in data/datasets
+                "options": {},  # of its `build`
+                "train": "train",  # split to train on
+                "eval": "test",  # split to evaluate on
+                "batch_size": 16,  # over all devices and hosts
+                "eval_batch_size": 16,
+                "size": (96, 128),  # (height, width) of a training crop
+                "eval_size": None,  # None: native sizes; (height, width): pad to that canvas
+                "cache": True,  # keep decoded examples in memory
+                "augment": {
+                    "flip": True,  # left to right, for every second example
+                    "scale": (1.0, 1.0),  # range of the random enlargement
+                    "rotate": 0.0,  # largest angle, degrees
+                    "color": 0.0,  # strength of brightness, contrast and saturation changes
+                },
+            },
+            "tasks": {},  # name -> options of the task; `kind` if the module in tasks/ has another name
+            "model": {"name": "deeplab"},  # a module in models/, and options of its `build`
+            "method": {"name": "supervised"},  # a module in methods/, and options of its `build`
+            "optimizer": {
+                "name": "sgd",  # sgd | adam | adamw
+                "learning_rate": 0.01,
+                "momentum": 0.9,  # of sgd
+                "weight_decay": 1e-4,
+                "decay": "kernels",  # kernels: all but norms and biases | all
+                "clip_norm": None,  # largest norm of the whole gradient
+                "schedule": "poly",  # poly (power 0.9) | cosine | constant
+                "warmup_steps": 0,
+                "lr_scale": {},  # group (shared, task, task:<name>, auxiliary) -> factor
+            },
+            "ema_decay": None,  # of averaged weights, which are then evaluated and deployed
+            "train": {
+                "steps": 1000,
+                "log_every": 50,
+                "eval_every": 500,
+                "checkpoint_every": 500,
+                "keep": 2,  # newest checkpoints to keep; the best is kept besides
+                "profile_step": None,  # step at which a profile of a few steps is taken
+            },
+            "figures": {"examples": 4},  # evaluation examples in figures/panels.png
+        },
+        convert_dict=True,
+    )
+
+
+def check(config: ConfigDict) -> None:
+    """Raises UserError that names a key whose value makes no sense."""
+
+    def need(ok: bool, key: str, what: str) -> None:
+        if not ok:
+            value = config
+            for part in key.split("."):
+                value = value[part]
+            raise UserError(f"config.{key} must be {what}, not {value!r}")
+
+    for key in ("train.steps", "train.log_every", "train.eval_every", "train.checkpoint_every", "train.keep",
+                "data.batch_size", "data.eval_batch_size"):  # fmt: skip
+        value = config
+        for part in key.split("."):
+            value = value[part]
+        need(isinstance(value, int) and value > 0, key, "a positive integer")
+    need(config.dtype in ("float32", "bfloat16"), "dtype", "float32 or bfloat16")
+    need(config.optimizer.decay in ("kernels", "all"), "optimizer.decay", "'kernels' or 'all'")
+    need(config.optimizer.learning_rate > 0, "optimizer.learning_rate", "positive")
+    need(len(config.data.size) == 2 and min(config.data.size) > 0, "data.size", "(height, width)")
+    lo, hi = config.data.augment.scale
+    need(0 < lo <= hi, "data.augment.scale", "(low, high) with 0 < low <= high")
+    need(config.ema_decay is None or 0 < config.ema_decay < 1, "ema_decay", "None or between 0 and 1")
+    need(len(config.tasks) > 0, "tasks", "at least one task")
+
+
+def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
+    """The values of a config argument such as `depth=50,tasks=semseg+depth`, typed like their defaults.
+
+    A default that is a tuple takes `a+b`; a bare name stands for `name=True`.
+
+    Raises:
+      UserError: an unknown name, or a value of another type; names it.
+    """
+    values = ConfigDict(defaults)
+    for item in filter(None, (arg or "").split(",")):
+        key, _, text = item.partition("=")
+        if key not in defaults:
+            raise UserError(f"the config takes no argument {key!r}: it takes {', '.join(defaults) or 'none'}")
+        values[key] = _typed(key, text if "=" in item else "True", defaults[key])
+    return values
+
+
+def _typed(key: str, text: str, like: Any) -> Any:
+    if isinstance(like, tuple):
+        return tuple(text.split("+"))
+    if isinstance(like, bool):
+        known = {"true": True, "1": True, "false": False, "0": False}
+        if text.lower() in known:
+            return known[text.lower()]
+    elif isinstance(like, str) or like is None:
+        return text
+    else:
+        try:
+            return type(like)(text)
+        except ValueError:
+            pass
+    raise UserError(f"{key}={text!r} is not of type {type(like).__name__}")
+
+
+def load_file(spec: str) -> tuple[ModuleType, str | None]:
+    """(module, argument) of `FILE.py:ARG`; UserError if there is no such file."""
+    path, _, arg = spec.partition(".py:")
+    path = path if path.endswith(".py") else path + ".py"
+    if not os.path.isfile(path):
+        raise UserError(f"there is no config file {path}")
+    found = importlib.util.spec_from_file_location(os.path.splitext(os.path.basename(path))[0], path)
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module, arg or None
+
+
+def override(config: ConfigDict, key: str, value: Any) -> None:
+    """Sets a dotted key in place; a dict replaces the whole sub-dict.
+
+    Raises:
+      UserError: an unknown key (naming the closest known one), or a value of another type.
+    """
+    *parents, last = key.split(".")
+    node = config
+    for part in parents:
+        node = node.get(part) if isinstance(node, ConfigDict) else None
+    new = isinstance(node, ConfigDict) and last not in node
+    if not isinstance(node, ConfigDict) or (new and not any(key.startswith(f"{o}.") for o in OPEN)):
+        close = difflib.get_close_matches(key, [k for k, _ in _leaves(config)], n=1)
+        hint = f": did you mean config.{close[0]}?" if close else ""
+        raise UserError(f"unknown config key config.{key}{hint}")
+    try:
+        with node.unlocked():
+            if isinstance(value, Mapping) or new:
+                node[last] = ConfigDict(value, convert_dict=True) if isinstance(value, Mapping) else value
+            else:
+                node[last] = tuple(value) if isinstance(node[last], tuple) else value
+    except TypeError:
+        kind = type(node[last]).__name__
+        raise UserError(f"config.{key} must be of type {kind}, not {value!r}") from None
+
+
+def literal(text: str) -> Any:
+    """A value from the command line: a Python literal, `true`/`false`/`none`, or else the text itself."""
+    words = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def load(spec: str, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
+    """The locked config of `FILE.py:ARG` with dotted `overrides` applied.
+
+    Raises:
+      UserError: no such file, no `get_config` in it, or a wrong override.
+    """
+    module, arg = load_file(spec)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"{spec} defines no get_config(arg)")
+    config = module.get_config(arg).lock()
+    for key, value in (overrides or {}).items():
+        override(config, key, value)
+    return config
+
+
+def command_line_overrides(arguments: list[str]) -> dict[str, Any]:
+    """`--config.a.b=value` arguments -> {"a.b": value}; UserError for any other argument."""
+    overrides = {}
+    for argument in arguments:
+        name, equals, text = argument.partition("=")
+        if not name.startswith("--config.") or not equals:
+            raise UserError(f"unknown argument {argument!r}: keys are set as in --config.train.steps=100")
+        overrides[name.removeprefix("--config.")] = literal(text)
+    return overrides
+
+
+def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, ConfigDict) and len(value):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def flat(config: ConfigDict) -> dict[str, Any]:
+    """{dotted key: value}; tuples become lists, as they do in JSON."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in _leaves(config)}
+
+
+def to_json(config: ConfigDict) -> str:
+    """Text of config.json; `from_json` undoes it, tuples included."""
+    return json.dumps(_encode(config.to_dict()), indent=1) + "\n"
+
+
+def from_json(text: str) -> ConfigDict:
+    return ConfigDict(_decode(json.loads(text)), convert_dict=True).lock()
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _encode(v) for key, v in value.items()}
+    if isinstance(value, tuple):
+        return {"tuple": [_encode(v) for v in value]}
+    return [_encode(v) for v in value] if isinstance(value, list) else value
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, dict):
+        if set(value) == {"tuple"}:
+            return tuple(_decode(v) for v in value["tuple"])
+        return {key: _decode(v) for key, v in value.items()}
+    return [_decode(v) for v in value] if isinstance(value, list) else value
