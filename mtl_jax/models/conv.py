@@ -1,0 +1,140 @@
+"""Convolution in the fastest exact formulation of the backend: one function, one Linen module.
+
+On CPU, XLA's convolution loses to matrix products in three cases (figures beside each below). Every
+other case, and every other backend, takes `lax.conv_general_dilated`. All formulations multiply the
+same numbers, add them in another order, and can be differentiated any number of times.
+"""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+# Elements of one input image (height * width * channels) from which XLA's kernel gradient on CPU
+# falls behind one matrix product per tap: 2.7 against 4.8 ms for 16x16x128, 156 against 78 ms for
+# 32x32x256.
+WIDE = 100_000
+
+
+def conv(
+    x: jax.Array, kernel: jax.Array, stride: int = 1, dilation: int = 1, depthwise: bool = False
+) -> jax.Array:
+    """2-D cross-correlation, padded on all sides with dilation * (k - 1) // 2 zeros.
+
+    Args:
+      x: f[B,H,W,C], in the kernel's dtype.
+      kernel: f[k,k,C,D] with odd k; f[k,k,1,C] if `depthwise`.
+      stride: step between the places of the output.
+      dilation: step between the taps of the kernel.
+      depthwise: each channel has a filter of its own.
+
+    Returns:
+      f[B, ceil(H / stride), ceil(W / stride), D], in the dtype of `x`.
+    """
+    if jax.default_backend() != "cpu":
+        return _lax_conv(x, kernel, stride, dilation, depthwise)
+    if depthwise:  # 7 against 213 ms for forward and backward
+        return _valid_taps(x, kernel, stride, dilation, lambda patch, tap: patch * tap[0])
+    if kernel.shape[0] == 1:  # 5.6 against 7.1 ms for 32x32x256 -> 64
+        return _matmul(x[:, ::stride, ::stride], kernel[0, 0]).astype(x.dtype)
+    if dilation > 1:  # 3.5 against 18 ms for 6x8x1024 -> 64 with dilation 6
+        return _valid_taps(x, kernel, stride, dilation, _matmul)
+    if x[0].size > WIDE:
+        return _wide_conv(x, kernel, stride)
+    return _lax_conv(x, kernel, stride)
+
+
+def _lax_conv(x, kernel, stride, dilation=1, depthwise=False):
+    pad = dilation * (kernel.shape[0] - 1) // 2
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(stride, stride),
+        padding=[(pad, pad), (pad, pad)],
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1] if depthwise else 1,
+    )
+
+
+def _matmul(x, matrix):
+    return jnp.matmul(x, matrix, preferred_element_type=jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _valid_taps(x, kernel, stride, dilation, product):
+    """Sum over the taps of `product(shifted input, tap)`, on the part of each shift that has input.
+
+    Large dilations on small maps leave little or nothing of most taps.
+    """
+    size = kernel.shape[0]
+    height, width = (-(-n // stride) for n in x.shape[1:3])
+    total = jnp.zeros((x.shape[0], height, width, kernel.shape[-1]), jnp.promote_types(x.dtype, jnp.float32))
+    for row in range(size):
+        above, rows, below = _overlap(x.shape[1], dilation * (row - size // 2), stride)
+        for column in range(size):
+            left, columns, right = _overlap(x.shape[2], dilation * (column - size // 2), stride)
+            patch = x[:, rows, columns]
+            if patch.size:
+                part = product(patch, kernel[row, column])
+                total += jnp.pad(part, ((0, 0), (above, below), (left, right), (0, 0)))
+    return total.astype(x.dtype)
+
+
+def _overlap(length: int, shift: int, stride: int) -> tuple[int, slice, int]:
+    """Output places before, input slice at, and output places after those where the input exists.
+
+    Output place i reads input place i * stride + shift.
+    """
+    outputs = -(-length // stride)
+    first = max(0, -(shift // stride))
+    last = min(outputs - 1, (length - 1 - shift) // stride)
+    if last < first:
+        return 0, slice(0, 0), 0
+    start = first * stride + shift
+    return first, slice(start, last * stride + shift + 1, stride), outputs - 1 - last
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _wide_conv(x, kernel, stride):
+    """`_lax_conv` whose kernel gradient is one matrix product per tap."""
+    return _lax_conv(x, kernel, stride)
+
+
+@_wide_conv.defjvp
+def _wide_conv_jvp(stride, primals, tangents):
+    (x, kernel), (dx, dkernel) = primals, tangents
+    # Both terms are linear in their tangent: transposed, the second one is the kernel's gradient.
+    change = _wide_conv(dx, kernel, stride) + _valid_taps(x, dkernel, stride, 1, _matmul)
+    return _wide_conv(x, kernel, stride), change
+
+
+class Conv(nn.Module):
+    """Square convolution with the padding of `conv`, He-normal weights, float32 parameters.
+
+    Attributes:
+      features: D, channels of the output.
+      size: k, odd.
+      dtype: of the computation and the output.
+    """
+
+    features: int
+    size: int = 3
+    stride: int = 1
+    dilation: int = 1
+    depthwise: bool = False
+    use_bias: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """f[B,H,W,C] -> f[B, ceil(H / stride), ceil(W / stride), D]."""
+        inputs = 1 if self.depthwise else x.shape[-1]
+        shape = (self.size, self.size, inputs, self.features)
+        kernel = self.param("kernel", nn.initializers.he_normal(), shape)
+        y = conv(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.dilation, self.depthwise)
+        if self.use_bias:
+            y += self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        return y

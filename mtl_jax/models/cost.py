@@ -1,0 +1,31 @@
+"""What a network costs: parameters and arithmetic."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+def parameters(tree: Any) -> int:
+    """How many numbers a tree of parameters holds."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def flops(model: nn.Module, variables: Any, tasks: Sequence[str], size: tuple[int, int]) -> float:
+    """Floating-point operations of the network's prediction of `tasks` for one image.
+
+    XLA's count of the program before its optimisation: a multiply-add is 2, products with the
+    padding's zeros are none.
+
+    Args:
+      variables: what `model.apply` takes, arrays or their shapes.
+      size: (H, W) of the image.
+    """
+    image = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+
+    def forward(variables, image):
+        return model.apply(variables, image, tuple(tasks), train=False).outputs
+
+    return jax.jit(forward).lower(variables, image).cost_analysis()["flops"]
