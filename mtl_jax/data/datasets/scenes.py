@@ -187,8 +187,8 @@ def canonical(task: str, stored: dict[str, np.ndarray]) -> np.ndarray:
     if task == "classification":
         return value.reshape(1, 1, 1).astype(np.int32)
     if task == "normals":
-        length = np.linalg.norm(value.astype(np.float32), axis=-1, keepdims=True)
-        return (value / np.maximum(length, 1)).astype(np.float16)
+        value = value.astype(np.float32)
+        return value / np.maximum(np.linalg.norm(value, axis=-1, keepdims=True), 1)
     value = value if value.ndim == 3 else value[..., None]
     if task == "albedo" or LABELS[task].get("kind") == "regression":
         value = (value / np.float32(255)).astype(np.float16)

@@ -109,9 +109,9 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
             "disparity": f.Tensor(shape=size, dtype=np.float16, encoding="bytes", doc="pixels, 0 unknown"),
             "normals": f.Tensor(
                 shape=(*size, 3),
-                dtype=np.int8,
+                dtype=np.int16,
                 encoding="zlib",
-                doc="x right, y up, z to the camera, times 127",
+                doc="x right, y up, z to the camera, times 32767",
             ),
             "albedo": picture(3, "reflectance with the sRGB curve; of no meaning in the sky"),
             "reshading": picture(1, "lit from the camera, times 255; of no meaning where depth is unknown"),

@@ -10,7 +10,7 @@ from mtl_jax.data.scenes.scene import Camera, Light, Scene, rotation
 from mtl_jax.data.scenes.texture import Material, Pattern
 
 FURNITURE = ("table", "seat", "box", "ball", "plant", "lamp", "vehicle", "person")
-CHANCE = (0.2, 0.2, 0.14, 0.09, 0.11, 0.08, 0.05, 0.13)
+CHANCE = (0.16, 0.17, 0.12, 0.14, 0.08, 0.1, 0.1, 0.13)
 
 
 def compose(rng: np.random.Generator) -> Scene:
@@ -21,7 +21,7 @@ def compose(rng: np.random.Generator) -> Scene:
     taken: list[tuple[float, float, float]] = []
     for _ in range(int(rng.integers(4, 11))):
         kind = str(rng.choice(FURNITURE, p=CHANCE))
-        radius = {"table": 0.8, "seat": 0.55, "box": 0.5}.get(kind, 0.35)
+        radius = {"table": 0.8, "seat": 0.55, "box": 0.5, "vehicle": 0.5}.get(kind, 0.35)
         spot = placement.free_spot(scene.camera, rng, taken, radius, (1.4, 7.0), (wide - 0.4, deep - 0.4))
         if spot is not None:
             _furnish(scene, kind, spot, rng)
@@ -121,7 +121,7 @@ def _furnish(scene: Scene, kind: str, spot: tuple[float, float], rng: np.random.
         if sitting:
             objects.seat(scene, (origin[0], 0.0, origin[2]), yaw, rng, furniture_paint, wide=0.26)
         return
-    options = {"vehicle": {"scale": rng.uniform(0.1, 0.2)}, "plant": {"scale": rng.uniform(1.0, 1.8)}}
+    options = {"vehicle": {"scale": rng.uniform(0.16, 0.34)}, "plant": {"scale": rng.uniform(0.8, 1.5)}}
     getattr(objects, kind)(scene, origin, yaw, rng, furniture_paint, **options.get(kind, {}))
 
 

@@ -127,7 +127,7 @@ def annotate(seen: Rendering) -> dict:
         "parts": seen.parts,
         "depth": seen.depth.astype(np.float16),
         "disparity": disparity(seen.depth, seen.focal).astype(np.float16),
-        "normals": np.round(seen.normals * 127).astype(np.int8),
+        "normals": np.round(seen.normals * 32767).astype(np.int16),
         "albedo": to_srgb(seen.albedo),
         "edges": edges(seen.semseg, instances),
         "saliency": ((instances == salient) & (salient > 0)).astype(np.uint8),

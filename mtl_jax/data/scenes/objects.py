@@ -31,7 +31,7 @@ def table(scene: Scene, origin: Vector, yaw: float, rng: np.random.Generator, pa
         for sx, sz in ((-1, -1), (-1, 1), (1, -1), (1, 1)):
             body.box((sx * (x - 0.06), high / 2, sz * (z - 0.06)), (thick, high / 2, thick), leg)
     if rng.random() < 0.6:
-        small = rng.choice([box, ball, plant])
+        small = (box, ball, plant)[int(rng.integers(3))]
         small(
             scene, body.world((rng.uniform(-0.2, 0.2), high + 0.03, 0)), rng.uniform(0, 6), rng, paint, 0.35
         )
@@ -129,7 +129,7 @@ def lamp(
     if high is None:
         high = rng.uniform(1.1, 1.8)
         body.cylinder((0, 0.015, 0), (0.16, 0.015, 0.16), pole)
-        wide = rng.uniform(0.12, 0.24)
+        wide = rng.uniform(0.16, 0.3)
         if rng.random() < 0.5:
             body.cylinder((0, high, 0), (wide, rng.uniform(0.1, 0.2), wide), shade)
         else:

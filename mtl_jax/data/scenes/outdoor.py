@@ -10,7 +10,7 @@ from mtl_jax.data.scenes.scene import Camera, Light, Scene, rotation
 from mtl_jax.data.scenes.texture import Material, Pattern
 
 SIGHTS = ("vehicle", "person", "plant", "lamp", "seat", "table", "box", "ball")
-CHANCE = (0.2, 0.22, 0.19, 0.11, 0.08, 0.05, 0.09, 0.06)
+CHANCE = (0.11, 0.18, 0.13, 0.1, 0.13, 0.12, 0.11, 0.12)
 SUN_DISTANCE = 400.0  # metres: far enough for nearly parallel light
 
 
@@ -27,7 +27,8 @@ def compose(rng: np.random.Generator) -> Scene:
     for _ in range(int(rng.integers(5, 13))):
         kind = str(rng.choice(SIGHTS, p=CHANCE))
         radius = {"vehicle": 2.2, "plant": 0.9}.get(kind, 0.6)
-        spot = placement.free_spot(camera, rng, taken, radius, (2.2 + radius, 22.0))
+        farthest = 22.0 if kind in ("vehicle", "plant", "lamp") else 12.0
+        spot = placement.free_spot(camera, rng, taken, radius, (2.0 + 1.5 * radius, farthest))
         if spot is not None:
             _put(scene, kind, spot, rng)
     return scene
@@ -46,7 +47,8 @@ def _daylight(rng: np.random.Generator, camera: Camera):
     haze, blue = rng.uniform(0.5, 1.0), rng.uniform(0.2, 0.8)
     zenith = (haze * (1 - blue) * 0.7, haze * (1 - 0.6 * blue) * 0.8, haze)
     horizon = (haze * (0.8 + red / 2), 0.85 * haze, haze * (0.95 - red / 2))
-    above = tuple(rng.uniform(0.3, 0.7) * c for c in zenith)
+    gain, mean = rng.uniform(0.3, 0.7), sum(zenith) / 3
+    above = tuple(gain * (0.5 * c + 0.5 * mean) for c in zenith)
     return sun, (tuple(0.35 * c for c in above), above), (horizon, zenith)
 
 
@@ -107,13 +109,13 @@ def _put(scene: Scene, kind: str, spot: tuple[float, float], rng: np.random.Gene
     if kind == "person":
         person(scene, origin, yaw, rng, street_paint)
     elif kind == "plant" and rng.random() < 0.75:
-        objects.plant(scene, origin, yaw, rng, bark, scale=rng.uniform(3.0, 5.5))
+        objects.plant(scene, origin, yaw, rng, bark, scale=rng.uniform(3.0, 5.0))
     elif kind == "lamp":
         objects.lamp(scene, origin, yaw, rng, bark, high=rng.uniform(2.8, 4.5))
     elif kind == "seat":
         objects.seat(scene, origin, yaw, rng, street_paint, wide=0.8)
-    elif kind == "box":
-        objects.box(scene, origin, yaw, rng, street_paint, scale=rng.uniform(1.0, 1.6))
+    elif kind in ("box", "ball"):
+        getattr(objects, kind)(scene, origin, yaw, rng, street_paint, scale=rng.uniform(1.1, 2.0))
     else:
         getattr(objects, kind)(scene, origin, yaw, rng, street_paint)
 
@@ -144,7 +146,8 @@ def _glass(rng: np.random.Generator) -> Material:
 def facade(rng: np.random.Generator) -> Material:
     """Brick or plaster."""
     base = rng.uniform(0.15, 0.7)
-    colour = np.array([base, base * rng.uniform(0.5, 1.0), base * rng.uniform(0.35, 1.0)])
+    green = base * rng.uniform(0.5, 1.0)
+    colour = np.array([base, green, green * rng.uniform(0.5, 1.1)])
     pattern = Pattern(rng.choice([Pattern.BRICK, Pattern.BRICK, Pattern.NOISE, Pattern.STRIPES]))
     return Material(
         pattern, tuple(colour), tuple(colour * rng.uniform(0.5, 0.9)), rng.uniform(1.5, 4.5), _seed(rng)
