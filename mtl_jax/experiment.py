@@ -137,12 +137,17 @@ def _read(workdir: str, name: str) -> str:
         raise UserError(f"{workdir} is no working directory of a run: it has no {name}") from None
 
 
+def variables(deployed: Mapping[str, Any]) -> dict[str, Any]:
+    """A checkpoint's {"params", "state"} of the network -> what `model.apply` takes."""
+    return {"params": deployed["params"], **deployed["state"]}
+
+
 @dataclasses.dataclass(frozen=True)
 class Experiment:
     """A trained network, ready to predict.
 
     Attributes:
-      variables: what `model.apply` takes, {"params": ..., "batch_stats": ...}.
+      variables: what `model.apply` takes.
       step: the step of training at which they were saved.
     """
 
@@ -174,4 +179,4 @@ def load(workdir: str, which: str = "latest") -> Experiment:
         step, restored = checkpoints.restore_model(which, abstract(deployed, replicated(make_mesh())))
     finally:
         checkpoints.close()
-    return Experiment(config, tasks, model, {"params": restored["params"], **restored["state"]}, step)
+    return Experiment(config, tasks, model, variables(restored), step)

@@ -198,9 +198,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
     evaluation = evaluate.Evaluation(evaluate.predictor(model, tasks), tasks, mesh)
 
     def run_evaluation(state: TrainState) -> dict[str, float]:
-        deployed = state.deployed()
         batches = pipeline.eval_batches(splits["eval"], tasks, config.data)
-        results = evaluation({"params": deployed["params"], **deployed["state"]}, batches)
+        results = evaluation(experiment.variables(state.deployed()), batches)
         ours = {name: results[f"{name}/{task.headline}"] for name, task in tasks.items()}
         return {**results, "all/delta_m": delta_m(ours, headlines, tasks)}
 
@@ -282,9 +281,10 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
     report = {f"{eval_split}/{k}": v for k, v in results.items()}
     report |= {f"constant/{k}": v for k, v in reference.items()}
     report |= {f"best/{k}": v for k, v in {**best[1], "all/step": best[0]}.items()}
+    flops = cost.flops(model, experiment.variables(state.current()), tuple(tasks), tuple(config.data.size))
     report["model/cost/params"] = cost.parameters(state.params["model"])
     report["model/cost/gflops"] = (
-        cost.flops(model, state.current(), tuple(tasks), tuple(config.data.size)) / 1e9
+        gflops
     )
     report["train/all/seconds"] = time.monotonic() - began
     experiment.write_results(workdir, report)
