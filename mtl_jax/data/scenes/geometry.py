@@ -60,9 +60,10 @@ class Shapes:
         self.size[self.kind == Kind.PLANE] = 1.0
         # World offset -> canonical coordinates: rows are the local axes over the half extents.
         self.inverse = (self.rotation / self.size[:, None, :]).transpose(2, 1, 0).copy()  # [3,3,K]
-        widest = np.max(size, 1)
-        self.bound = np.where(self.kind == Kind.BOX, np.sqrt(np.sum(size**2, 1)), widest)
-        self.bound[self.kind == Kind.CYLINDER] *= np.sqrt(2.0)
+        self.bound = np.max(size, 1)  # radius of a sphere around the shape
+        box, cylinder = self.kind == Kind.BOX, self.kind == Kind.CYLINDER
+        self.bound[box] = np.sqrt(np.sum(size[box] ** 2, 1))
+        self.bound[cylinder] = np.hypot(np.maximum(size[cylinder, 0], size[cylinder, 2]), size[cylinder, 1])
         self.bound[capsule] = size[capsule, 0] + size[capsule, 1]
 
 

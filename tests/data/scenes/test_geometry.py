@@ -87,6 +87,15 @@ def test_normal_is_perpendicular_to_the_surface_and_points_to_the_viewer(kind):
     assert np.all((normal * rays).sum(0) < 1e-6)
 
 
+@pytest.mark.parametrize("kind", SIZE)
+def test_bounding_sphere_holds_the_shape_and_little_more(kind):
+    shape = make(kind)
+    offset = np.random.default_rng(0).uniform(-1, 1, (3, 200_000))
+    within = inside(shape, offset + np.array(shape.centre)[:, None])
+    reach = np.linalg.norm(offset[:, within], axis=0).max()
+    assert reach <= Shapes([shape]).bound[0] < 1.1 * reach
+
+
 def test_nearest_of_many_shapes_wins_whatever_its_kind():
     rng = np.random.default_rng(3)
     kinds = sorted(int(k) for k in rng.integers(1, 5, 12))

@@ -118,6 +118,9 @@ def test_keypoints_answer_to_blobs_and_not_to_straight_edges():
     response = labels.keypoints2d(image)
     assert response[11, 11] == response.max() > 0.3
     assert response[20:, 25:35].max() < 1e-3
+    saddle = np.zeros((40, 40, 3), np.uint8)
+    saddle[:20, :20] = saddle[20:, 20:] = 255
+    assert labels.keypoints2d(saddle)[19:21, 19:21].max() == 0
 
 
 def test_albedo_is_stored_with_the_srgb_curve(seen):
