@@ -60,7 +60,6 @@ def _shell(scene: Scene, wide: float, deep: float, high: float, rng: np.random.G
     walls = scene.stuff("wall")
     walls.plane((0, high, 0), rotation(roll=math.pi), _pale(rng, Pattern.PLAIN))
     paper = wallpaper(rng)
-    skirting = furniture_paint(rng) if rng.random() < 0.4 else None
     for yaw, away, along in (
         (0, deep, wide),
         (math.pi, deep, wide),
@@ -69,8 +68,6 @@ def _shell(scene: Scene, wide: float, deep: float, high: float, rng: np.random.G
     ):
         side = scene.stuff("wall", placement.behind(yaw, away), yaw)
         side.plane((0, 0, 0), rotation(pitch=math.pi / 2) @ rotation(yaw=math.pi), paper)
-        if skirting is not None:
-            side.box((0, 0.05, 0.01), (along, 0.05, 0.01), skirting)
         _openings(scene, side.origin, yaw, along, high, rng)
     if rng.random() < 0.35:
         half = rng.uniform(0.15, 0.6, 2)
