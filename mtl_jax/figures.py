@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from mtl_jax import experiment
 from mtl_jax.errors import UserError
@@ -154,6 +154,8 @@ def _draw_curves(
         axes.plot(steps, values, marker="." if len(points) < 30 else None)
         if log and min(values) > 0:
             axes.set_yscale("log")
+            for set_format in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+                set_format(StrMethodFormatter("{x:g}"))
         if constants.get(key) is not None:
             axes.axhline(constants[key], color="0.4", linestyle="--", label="best constant")
             axes.legend(frameon=False, fontsize=8)

@@ -53,6 +53,7 @@ class Task:
       dense: False for one label per image: label, valid and prediction are then [B, 1, 1, C].
       headline: the metric that represents the task in Delta_m and in tables.
       better: +1 if a larger headline is better, -1 if a smaller one is.
+      unit: of the headline in tables; "%" marks a fraction, which tables show times 100.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Task:
     dense: ClassVar[bool] = True
     headline: ClassVar[str]
     better: ClassVar[int]
+    unit: ClassVar[str] = ""
 
     # Geometry of a canonical label [..., H, W, C]; resampling itself is done by data/augment.py.
 

@@ -43,6 +43,7 @@ class Depth(Regression):
     fill = 0.0
     interpolation = "nearest"  # a mean over a depth edge is a place where nothing is
     headline = "rmse"
+    unit = "m"
 
     def known(self, label):
         return label > 0

@@ -24,6 +24,7 @@ class Disparity(Regression):
     fill = 0.0
     interpolation = "nearest"
     headline = "rmse"
+    unit = "px"
 
     def known(self, label):
         return label > 0

@@ -31,6 +31,7 @@ class Normals(Task):
     interpolation = "bilinear"
     headline = "mErr"
     better = -1
+    unit = "°"
 
     def known(self, label):
         return (label[..., :1] != 0) | (label[..., 1:2] != 0) | (label[..., 2:] != 0)

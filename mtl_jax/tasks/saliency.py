@@ -26,6 +26,7 @@ class Saliency(Task):
     fill = 255.0
     headline = "maxF"
     better = 1
+    unit = "%"
 
     def known(self, label):
         return label != 255

@@ -42,6 +42,7 @@ class Semseg(Task):
     fill = 255
     headline = "mIoU"
     better = 1
+    unit = "%"
 
     def known(self, label):
         return label != self.fill
