@@ -26,6 +26,7 @@ def test_examples():
     ours = run(pred, label, [1, 0, 1, 1])  # 0, 45 and 180 degrees
     assert ours["mErr"] == pytest.approx(75, rel=1e-6)
     assert ours["rmse"] == pytest.approx(np.sqrt((45**2 + 180**2) / 3), rel=1e-6)
+    assert ours["within30"] == pytest.approx(1 / 3)
     assert run([tilted(10.0), tilted(12.0)], [(0, 0, 1)] * 2)["within11.25"] == 0.5
 
 

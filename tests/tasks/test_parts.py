@@ -22,6 +22,9 @@ def test_loss_and_metric_skip_it_even_if_it_is_marked_valid():
     pred = np.random.default_rng(0).standard_normal((2, 2, 2, 7)).astype(np.float32)
     loss = task.loss(pred, label, np.ones((2, 2, 2, 1), np.float32))
     assert loss[0] > 0.1 and loss[1] == 0
+    assert (
+        task.loss(pred, label, (label == 0).astype(np.float32))[0] == 0
+    )  # parts that are not valid are none
     valid = task.known(label).astype(np.float32)
     both = task.metric().update(pred, label, valid).compute()
     alone = task.metric().update(pred[:1], label[:1], valid[:1]).compute()
