@@ -114,7 +114,7 @@ def _upright(g: Geometry, size: tuple[int, int], options: Any) -> Warp:
         )
         return tf.ensure_shape(tf.gather(pixels, index), (*size, x.shape[2]))
 
-    def bilinear(x: tf.Tensor, fill: float) -> tf.Tensor:
+    def block(x: tf.Tensor, fill: float) -> tf.Tensor:
         x = x[g.top : g.top + g.height, g.left : g.left + g.width]
         if not keeps_scale:
             x = tf.image.resize(x, (g.inner_height, g.inner_width))
@@ -123,7 +123,10 @@ def _upright(g: Geometry, size: tuple[int, int], options: Any) -> Warp:
         x = tf.cond(g.flip, lambda: tf.reverse(x, [1]), lambda: x)
         return tf.ensure_shape(x, (*size, x.shape[2]))
 
-    return lambda x, interpolation, fill: {"nearest": nearest, "bilinear": bilinear}[interpolation](x, fill)
+    def warp(x: tf.Tensor, interpolation: str, fill: float) -> tf.Tensor:
+        return block(x, fill) if keeps_scale or interpolation == "bilinear" else nearest(x, fill)
+
+    return warp
 
 
 def _sources(

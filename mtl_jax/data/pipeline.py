@@ -5,10 +5,12 @@ A batch is {"image": f32[B,H,W,3] in [0,1], "labels": {task: [B,H,W,C]}, "valid"
 the example's index in its split, -1 in rows that only fill up the last batch (valid is 0 all over them).
 """
 
+import atexit
 import dataclasses
 import functools
 import os
 import warnings
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -70,13 +72,13 @@ def train_batches(
         return _entry(image, labels, tasks, index, tf.constant(True))
 
     examples = tf.data.Dataset.range(start * rows, np.iinfo(np.int64).max)
-    return _batches(examples.map(example, os.cpu_count()), rows, failure)
+    return _batches(examples, example, rows, failure)
 
 
 def eval_batches(
     split: Split, tasks: Mapping[str, Task], data: Any, shard: tuple[int, int] = (0, 1)
 ) -> Iterator[Batch]:
-    """One pass over the split, nothing augmented; hosts get equally many batches and each example once in all.
+    """One pass over the split, nothing augmented; hosts get equally many batches, each example once in all.
 
     With data.eval_size None the images keep their size, and batches hold images of one size (in the
     split's order within each size); otherwise images are padded at the bottom and right to (H, W).
@@ -92,7 +94,7 @@ def eval_batches(
         _check_fits(split, canvas)
     elif len(groups) > MANY_SIZES:
         warnings.warn(
-            f"the images have {len(groups)} different sizes, for each of which the evaluation is compiled anew:"
+            f"the images have {len(groups)} different sizes, and the evaluation is compiled for each:"
             " set data.eval_size to (height, width) of the largest",
             stacklevel=2,
         )
@@ -108,7 +110,7 @@ def eval_batches(
         return _entry(image, labels, tasks, index, real)
 
     examples = tf.data.Dataset.from_tensor_slices(_eval_rows(groups, data.eval_batch_size, shard))
-    return _batches(examples.map(example, os.cpu_count()), rows, failure)
+    return _batches(examples, example, rows, failure)
 
 
 def to_device(batches: Iterator[Batch], sharding: jax.sharding.Sharding, depth: int = 2) -> Iterator[Batch]:
@@ -162,7 +164,7 @@ def _loader(split: Split, tasks: Mapping[str, Task]) -> tuple[Callable, list[Exc
     def read(index: np.ndarray) -> list[np.ndarray]:
         try:
             example = split.load(int(index))
-        except Exception as error:  # TensorFlow would turn it into text; `_batches` raises it again
+        except Exception as error:  # TensorFlow would turn it into text; `_iterate` raises it again
             failure.append(error)
             raise
         return [example["image"], *(example["labels"][name] for name in tasks)]
@@ -192,22 +194,46 @@ def _entry(
     }
 
 
-def _batches(examples: tf.data.Dataset, rows: int, failure: list[Exception]) -> Iterator[Batch]:
+def _batches(
+    examples: tf.data.Dataset, example: Callable[..., Batch], rows: int, failure: list[Exception]
+) -> Iterator[Batch]:
+    """Maps `example` over `examples`, in order, and stacks `rows` of them at a time."""
     options = tf.data.Options()
     options.deterministic = True
     options.threading.private_threadpool_size = os.cpu_count()
     options.threading.max_intra_op_parallelism = 1  # the examples run in parallel already
-    iterator = examples.batch(rows, drop_remainder=True).prefetch(2).with_options(options).as_numpy_iterator()
-    while True:
-        try:
-            batch = next(iterator)
-        except StopIteration:
-            return
-        except tf.errors.OpError:
-            if failure:
-                raise failure[0] from None
-            raise
-        yield batch
+    mapped = examples.map(tf.autograph.experimental.do_not_convert(example), os.cpu_count())
+    batches = _iterate(mapped.batch(rows, drop_remainder=True).prefetch(2).with_options(options), failure)
+    _running.add(batches)
+    return batches
+
+
+def _iterate(batches: tf.data.Dataset, failure: list[Exception]) -> Iterator[Batch]:
+    iterator = batches.as_numpy_iterator()
+    try:
+        while True:
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            except tf.errors.OpError:
+                if failure:
+                    raise failure[0] from None
+                raise
+            yield batch
+    finally:
+        del iterator  # ends its threads, even where a traceback keeps this frame
+
+
+# TensorFlow's threads call back into Python (`_loader`): the interpreter would wait for them for ever at its
+# end, so what still runs then is closed.
+_running: weakref.WeakSet = weakref.WeakSet()
+
+
+@atexit.register
+def _close_running() -> None:
+    for batches in list(_running):
+        batches.close()
 
 
 def _pad(x: tf.Tensor, size: tuple[int, int], fill: float) -> tf.Tensor:

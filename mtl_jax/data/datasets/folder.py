@@ -15,7 +15,7 @@
   folder: where the label files are: .png (8 or 16 bits; with a palette, the indices) or .npy.
   scale: what the stored number is multiplied by to give the task's unit (metres, [0, 1], 0 or 1, ...).
   invalid: stored number, or several, that mean "unknown"; so do NaN, and 0 where the task says it.
-  axes: for normals, which stored channel is x (right), y (up), z (towards the camera); codes run over -1 ... 1.
+  axes: for normals, which stored channel is x (right), y (up), z (towards the camera); codes span -1 ... 1.
   borders_of: no folder; 1 at the borders between the classes of that task, unknown beside unknown pixels.
   kind: module in tasks/ (default: the name); class_names may be a file with one name per line, each perhaps
     after its number. Everything else is an option of the task.
@@ -25,6 +25,8 @@ Numbers from 8-bit files that stand for measurements are kept in half precision 
 
 import dataclasses
 import functools
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,15 +83,20 @@ def build(
             for name in wanted
         }
 
+        dtypes = {name: readers[name].read(maps[name][0]).dtype for name in wanted}
+
         def load(index: int) -> Example:
             image = _read_image(photos[index])
             found = {name: readers[name].read(maps[name][index]) for name in wanted}
             for name, label in found.items():
+                path = maps[name][index]
                 if label.shape[:2] != image.shape[:2]:
                     raise UserError(
-                        f"{maps[name][index]} is {_by(label.shape)} but its image {photos[index]} is"
-                        f" {_by(image.shape)}: resize one to the other"
+                        f"{path} is {_by(label.shape)} but its image {photos[index]} is {_by(image.shape)}:"
+                        " resize one to the other"
                     )
+                if label.dtype != dtypes[name]:
+                    raise UserError(f"{path} has not the bit depth of {maps[name][0]}: store all files alike")
             return {"image": image, "labels": found}
 
         return Split(ids, np.array([_image_size(path) for path in photos], np.int32), load)
@@ -113,7 +120,8 @@ class Reader:
         raw = _read_array(path)
         if raw.shape[2] != self.task.label_channels:
             raise UserError(
-                f"{path} has {raw.shape[2]} channels, but task {self.task.name!r} needs {self.task.label_channels}"
+                f"{path} has {raw.shape[2]} channels, but task {self.task.name!r} needs"
+                f" {self.task.label_channels}: convert the file"
             )
         unknown = np.isin(raw, self.spec.get("invalid", ())).all(-1, keepdims=True)
         if self._discrete:
@@ -134,7 +142,7 @@ class Reader:
         wrong = ~unknown & ~((value >= 0) & (value < count))
         if wrong.any():
             raise UserError(
-                f"{path} holds {value[wrong][0]:g}, but task {self.task.name!r} has the values 0 to {count - 1}:"
+                f"{path} holds {value[wrong][0]:g}, but task {self.task.name!r} has values 0 to {count - 1}:"
                 " name what is unknown in `invalid`, or give `scale` or `num_classes`"
             )
         return np.where(unknown, self.task.fill, value).astype(np.uint8 if count <= 255 else np.int32)
@@ -184,7 +192,7 @@ def _task_options(root: Path, spec: Mapping[str, Any]) -> dict[str, Any]:
     """What the task must know: all but how its files are read."""
     options = {key: value for key, value in spec.items() if key not in READING}
     if isinstance(options.get("class_names"), str):
-        names = [line.lstrip("0123456789 \t") for line in _read_lines(root / options["class_names"])]
+        names = [re.sub(r"^\d+\s+", "", line) for line in _read_lines(root / options["class_names"])]
         options["class_names"] = names[: options.setdefault("num_classes", len(names))]
     return options
 
@@ -217,9 +225,9 @@ def _read_names(path: Path) -> list[str]:
     names = _read_lines(path)
     if not names:
         raise UserError(f"{path} is empty: list the names of the split's images, one per line")
-    if len(set(names)) < len(names):
-        twice = next(n for i, n in enumerate(names) if n in names[:i])
-        raise UserError(f"{path} lists {twice!r} more than once: keep each name once")
+    name, times = Counter(names).most_common(1)[0]
+    if times > 1:
+        raise UserError(f"{path} lists {name!r} {times} times: keep each name once")
     return names
 
 

@@ -1,0 +1,255 @@
+"""The network must see image and labels moved together, and values that fit the moved picture."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from ml_collections import ConfigDict
+
+from mtl_jax import tasks as task_modules
+from mtl_jax.data.augment import _jitter, augment
+from mtl_jax.tasks.base import Task
+
+TASKS = task_modules.build(
+    {"semseg": {}, "depth": {}, "normals": {}, "shading": {}},
+    {"semseg": {"num_classes": 9}, "depth": {}, "normals": {}, "shading": {"kind": "regression"}},
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Place(Task):
+    """Where the pixel was in the image: (x to the right, y up), in pixels."""
+
+    label_channels = 2
+    interpolation = "bilinear"
+
+    def known(self, label):
+        return label[..., :1] == label[..., :1]
+
+
+class NearestPlace(Place):
+    interpolation = "nearest"
+
+
+class Verdict(Place):
+    """One label per image."""
+
+    dense = False
+
+
+def run(image, labels, tasks, size, seed, flip=False, scale=(1.0, 1.0), rotate=0.0, color=0.0):
+    options = ConfigDict({"flip": flip, "scale": scale, "rotate": rotate, "color": color})
+    image, labels = augment(tf.constant(image), labels, tasks, size, options, tf.constant([3, seed]))
+    return image.numpy(), {name: label.numpy() for name, label in labels.items()}
+
+
+def places(height, width):
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    return np.stack([x, -y], axis=-1)
+
+
+def noise(height, width, channels=3, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, channels)).astype(np.uint8)
+
+
+def movement(place):
+    """(M, s): the 2x2 matrix that takes directions (right, up) in the image to the canvas, and its scale."""
+    known = ~np.isnan(place).any(-1)
+    canvas = places(*place.shape[:2])[known].astype(np.float64)
+    design = np.concatenate([canvas, np.ones((len(canvas), 1))], axis=1)
+    fit, *_ = np.linalg.lstsq(design, place[known].astype(np.float64), rcond=None)
+    inverse = fit[:2].T
+    return np.linalg.inv(inverse), 1 / np.sqrt(abs(np.linalg.det(inverse)))
+
+
+MIXED = [
+    {"flip": True, "scale": (0.6, 1.8)},
+    {"flip": True, "scale": (0.6, 1.8), "rotate": 40.0},
+]
+
+
+@pytest.mark.parametrize("options", MIXED)
+def test_image_and_labels_stay_registered(options):
+    """The image shows its own coordinates, so every pixel tells whether the labels moved along."""
+    height, width = 45, 60
+    at = places(height, width)
+    image = np.stack([4 * at[..., 0], -5 * at[..., 1], 0 * at[..., 0]], axis=-1).astype(np.uint8)
+    tasks = {"mixed": Place("mixed"), "nearest": NearestPlace("nearest")}
+    for seed in range(150):
+        seen, labels = run(image, {"mixed": at, "nearest": at}, tasks, (40, 50), seed, **options)
+        shown = np.stack([seen[..., 0] * 255 / 4, -seen[..., 1] * 255 / 5], axis=-1)
+        inside = ((labels["nearest"] * [1, -1] > 1) & (labels["nearest"] * [1, -1] < [58, 43])).all(-1)
+        assert inside.sum() > 200
+        np.testing.assert_allclose(shown[inside], labels["mixed"][inside], atol=0.02)
+        np.testing.assert_allclose(shown[inside], labels["nearest"][inside], atol=0.52)
+
+
+@pytest.mark.parametrize("options", MIXED)
+def test_values_follow_the_pixels(options):
+    """Normals turn like directions in the picture, and depth shrinks as the picture is enlarged."""
+    height, width = 60, 80
+    normal = np.array([0.48, 0.6, 0.64], np.float32)
+    labels = {
+        "place": places(height, width),
+        "normals": np.tile(normal, (height, width, 1)),
+        "depth": np.full((height, width, 1), 3.0, np.float32),
+    }
+    tasks = {**TASKS, "place": Place("place")}
+    mirrored, scales, angles = [], [], []
+    for seed in range(60):
+        _, got = run(noise(height, width), labels, tasks, (50, 50), seed, **options)
+        move, scale = movement(got["place"])
+        known = ~np.isnan(got["place"]).any(-1)
+        expected = np.append(move @ normal[:2] / scale, normal[2])
+        np.testing.assert_allclose(got["normals"][known], np.tile(expected, (known.sum(), 1)), atol=0.02)
+        np.testing.assert_allclose(got["depth"][known], 3.0 / scale, rtol=0.02)
+        mirrored.append(np.linalg.det(move) < 0)
+        scales.append(scale)
+        angles.append(np.degrees(np.arctan2(move[1, 1], move[0, 1])) - 90)
+    assert 15 < sum(mirrored) < 45
+    assert 0.6 <= min(scales) * 1.02 and max(scales) <= 1.8 * 1.02 and np.ptp(scales) > 0.9
+    assert np.abs(angles).max() < 40.5 and np.ptp(angles) > (60 if "rotate" in options else -1)
+
+
+def test_normals_of_a_turned_plane_are_those_of_its_turned_depth():
+    """A pinhole camera sees the plane n . P = d, so 1/z = (n_x u + n_y v - n_z f) / (f d)."""
+    size, focal, normal = 41, 50.0, np.array([0.3, -0.5, 0.8]) / np.sqrt(0.98)
+    u, v = np.moveaxis(places(size, size), -1, 0).astype(np.float64) + np.array([-20, 20]).reshape(2, 1, 1)
+    depth = 1 / ((normal[0] * u + normal[1] * v - normal[2] * focal) / (focal * -4.0))
+    labels = {"depth": depth[..., None].astype(np.float32), "normals": np.tile(normal, (size, size, 1))}
+    for seed in range(12):
+        _, got = run(noise(size, size), labels, TASKS, (size, size), seed, flip=True, rotate=50.0)
+        known = (got["depth"][..., 0] > 0) & (got["normals"] != 0).any(-1)
+        design = np.stack([u[known], v[known], np.ones(known.sum())], axis=1)
+        slope, *_ = np.linalg.lstsq(design, 1 / got["depth"][known][:, 0], rcond=None)
+        seen = np.array([focal * slope[0], focal * slope[1], -slope[2]])
+        seen *= np.sign(seen[2]) / np.linalg.norm(seen)
+        np.testing.assert_allclose(got["normals"][known].mean(0), seen, atol=0.01)
+
+
+def test_nothing_asked_changes_nothing():
+    image, classes = noise(7, 9), noise(7, 9, 1, seed=1) % 9
+    seen, got = run(image, {"semseg": classes}, TASKS, (7, 9), 0)
+    np.testing.assert_array_equal(seen, image.astype(np.float32) * np.float32(1 / 255))
+    np.testing.assert_array_equal(got["semseg"], classes)
+    assert got["semseg"].dtype == np.int32
+
+
+def test_enlarging_twice_repeats_each_label_and_mixes_the_image_between_pixel_centres():
+    image, classes = noise(6, 8), noise(6, 8, 1, seed=1) % 9
+    seen, got = run(image, {"semseg": classes}, TASKS, (12, 16), 0, scale=(2.0, 2.0))
+    np.testing.assert_array_equal(got["semseg"], classes.repeat(2, axis=0).repeat(2, axis=1))
+    at = [np.clip((np.arange(2 * n) + 0.5) / 2 - 0.5, 0, n - 1) for n in (6, 8)]
+    rows = np.stack([np.interp(at[0], range(6), image[:, x, c]) for x in range(8) for c in range(3)], axis=-1)
+    rows = rows.reshape(12, 8, 3)
+    both = np.stack([np.interp(at[1], range(8), rows[y, :, c]) for y in range(12) for c in range(3)])
+    np.testing.assert_allclose(seen, both.reshape(12, 3, 16).transpose(0, 2, 1) / 255, atol=1e-5)
+
+
+def test_without_a_turn_both_ways_of_resampling_agree():
+    image, classes = noise(30, 40), noise(30, 40, 1, seed=1) % 9
+    for seed in range(10):
+        options = {"flip": True, "scale": (0.7, 1.6)}
+        seen, got = run(image, {"semseg": classes}, TASKS, (28, 36), seed, **options)
+        same, also = run(image, {"semseg": classes}, TASKS, (28, 36), seed, rotate=1e-6, **options)
+        agree = (got["semseg"] == also["semseg"])[..., 0]
+        assert agree.mean() > 0.93  # all but the image's border and ties between two pixels
+        assert np.median(np.abs(seen - same)) < 1e-4
+        assert np.mean(np.abs(seen - same) > 0.01) < 0.12
+
+
+def test_mirroring_twice_restores():
+    image, normals = noise(5, 7), np.random.default_rng(1).normal(size=(5, 7, 3)).astype(np.float32)
+    outcomes = set()
+    for seed in range(8):
+        once, got = run(image, {"normals": normals}, TASKS, (5, 7), seed, flip=True)
+        if np.array_equal(got["normals"], normals):
+            outcomes.add("kept")
+            continue
+        outcomes.add("mirrored")
+        np.testing.assert_array_equal(got["normals"][:, ::-1] * [-1, 1, 1], normals)
+        back = np.rint(once * 255).astype(np.uint8)
+        twice, again = run(back, {"normals": got["normals"]}, TASKS, (5, 7), seed, flip=True)
+        np.testing.assert_array_equal(np.rint(twice * 255), image)
+        np.testing.assert_array_equal(again["normals"], normals)
+    assert outcomes == {"kept", "mirrored"}
+
+
+@pytest.mark.parametrize("options", MIXED)
+def test_no_class_is_invented(options):
+    classes = np.random.default_rng(0).choice([1, 3, 8, 255], (20, 20, 1)).astype(np.uint8)
+    for seed in range(20):
+        _, got = run(noise(20, 20), {"semseg": classes}, TASKS, (24, 16), seed, **options)
+        assert set(np.unique(got["semseg"])) <= {1, 3, 8, 255}
+        assert len(np.unique(got["semseg"])) > 2
+
+
+@pytest.mark.parametrize("options", MIXED)
+def test_unknown_places_do_not_bleed_into_known_ones(options):
+    """Labels that are mixed: a constant stays that constant beside holes and padding."""
+    normal = np.array([0.6, 0.0, 0.8], np.float32)
+    hole = np.random.default_rng(0).random((30, 30, 1)) < 0.05
+    labels = {
+        "shading": np.where(hole, np.nan, 0.7).astype(np.float16),
+        "normals": np.where(hole, 0, normal).astype(np.float16),
+    }
+    for seed in range(20):
+        _, got = run(noise(30, 30), labels, TASKS, (40, 40), seed, **options)
+        shading, length = got["shading"], np.linalg.norm(got["normals"], axis=-1)
+        known = ~np.isnan(shading[..., 0])
+        assert 0.05 < known.mean() < 1
+        np.testing.assert_allclose(shading[known], 0.7, atol=1e-3)
+        np.testing.assert_array_equal(length > 0, known)
+        np.testing.assert_allclose(length[known], 1, atol=2e-3)
+
+
+def test_small_images_are_padded_with_grey_and_unknown_labels():
+    depth = np.full((4, 6, 1), 2.0, np.float32)
+    corners = set()
+    for seed in range(10):
+        seen, got = run(np.zeros((4, 6, 3), np.uint8), {"depth": depth}, TASKS, (9, 10), seed)
+        known = got["depth"][..., 0] == 2
+        assert known.sum() == 24
+        np.testing.assert_allclose(seen[known], 0)
+        np.testing.assert_allclose(seen[~known], 0.5, atol=2e-3)
+        assert (got["depth"][~known] == 0).all()
+        corners.add(tuple(np.argwhere(known)[0]))
+    assert len(corners) > 4
+
+
+def test_crops_reach_every_place_evenly():
+    at = places(6, 5)
+    starts = [run(noise(6, 5), {"p": at}, {"p": Place("p")}, (4, 5), s)[1]["p"][0, 0] for s in range(90)]
+    _, counts = np.unique(np.array(starts), axis=0, return_counts=True)
+    assert len(counts) == 3 and counts.min() > 15
+
+
+def test_colours_are_those_of_the_formula_and_labels_are_left_alone():
+    image = np.random.default_rng(0).random((8, 9, 3)) * 0.5 + 0.25
+    brightness, contrast, saturation = 1.1, 0.8, 1.3
+    grey = image @ [[0.299], [0.587], [0.114]]
+    expected = grey + saturation * (image - grey)
+    expected = (image.mean() + contrast * (expected - image.mean())) * brightness
+    got = _jitter(tf.constant(image, tf.float32), tf.constant([brightness, contrast, saturation], tf.float32))
+    np.testing.assert_allclose(got, np.clip(expected, 0, 1), atol=1e-5)
+
+    photo, classes = noise(8, 9), noise(8, 9, 1) % 9
+    one, labels = run(photo, {"semseg": classes}, TASKS, (8, 9), 0, color=0.5)
+    two, _ = run(photo, {"semseg": classes}, TASKS, (8, 9), 1, color=0.5)
+    assert np.abs(one - two).mean() > 0.01 and one.min() >= 0 and one.max() <= 1
+    np.testing.assert_array_equal(labels["semseg"], classes)
+
+
+def test_a_label_of_the_whole_image_is_not_moved():
+    verdict = np.full((1, 1, 2), 4.0, np.float32)
+    _, got = run(noise(8, 8), {"v": verdict}, {"v": Verdict("v")}, (5, 6), 0, **MIXED[1])
+    np.testing.assert_array_equal(got["v"], verdict)
+
+
+def test_equal_seeds_give_equal_results():
+    one, _ = run(noise(20, 20), {}, {}, (16, 16), 5, color=0.3, **MIXED[1])
+    two, _ = run(noise(20, 20), {}, {}, (16, 16), 5, color=0.3, **MIXED[1])
+    other, _ = run(noise(20, 20), {}, {}, (16, 16), 6, color=0.3, **MIXED[1])
+    np.testing.assert_array_equal(one, two)
+    assert np.abs(one - other).mean() > 0.01
