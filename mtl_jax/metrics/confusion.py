@@ -1,4 +1,4 @@
-"""Counting on an accelerator, the confusion matrix, and what follows from it (mIoU)."""
+"""Counting pairs of indices, the confusion matrix, and what follows from it (mIoU)."""
 
 import functools
 from collections.abc import Sequence
