@@ -68,7 +68,8 @@ def _normal_angle(prob: np.ndarray, radius: int = 4) -> np.ndarray:
     dy, dx = np.gradient(smooth)
     dxx = np.gradient(dx, axis=1)
     dyy, dxy = np.gradient(dy)
-    return np.arctan(dyy * np.sign(-dxy) / (dxx + 1e-5))
+    # The original takes sign(-dxy), which is 0 on exactly horizontal boundaries and then turns them upright.
+    return np.arctan(dyy * np.where(dxy > 0, -1, 1) / (dxx + 1e-5))
 
 
 def _fade(length: int, width: int = 5) -> np.ndarray:
