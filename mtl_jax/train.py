@@ -1,14 +1,17 @@
 """The generic training loop and its one train step; it knows none of the methods it runs."""
 
 import collections
+import dataclasses
+import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from clu import parameter_overview, periodic_actions
 from ml_collections import ConfigDict
@@ -17,6 +20,7 @@ from mtl_jax import evaluate, experiment, figures, optimizer
 from mtl_jax import tasks as tasks_lib
 from mtl_jax.checkpoint import Checkpoints, abstract
 from mtl_jax.data import pipeline
+from mtl_jax.data.dataset import Split
 from mtl_jax.errors import Interrupted, UserError
 from mtl_jax.logs import Log, Progress
 from mtl_jax.methods.base import Method
@@ -25,6 +29,7 @@ from mtl_jax.models import cost
 from mtl_jax.sharding import batch_sharding, check_batch_size, make_mesh, replicated
 
 Tree = Any
+Tasks = Mapping[str, tasks_lib.Task]
 
 
 @flax.struct.dataclass
@@ -172,6 +177,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
     experiment.claim_workdir(config, workdir)
     experiment.write_tasks(workdir, config, dataset)
     splits = {key: dataset.split(config.data[key], tuple(tasks)) for key in ("train", "eval")}
+    if config.data.cache:
+        splits = {key: pipeline.cached(split) for key, split in splits.items()}
 
     # State: from the newest checkpoint, or fresh.
     checkpoints = Checkpoints(workdir, config.train.keep)
@@ -283,13 +290,31 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
     report |= {f"best/{k}": v for k, v in {**best[1], "all/step": best[0]}.items()}
     flops = cost.flops(model, experiment.variables(state.current()), tuple(tasks), tuple(config.data.size))
     report["model/cost/params"] = cost.parameters(state.params["model"])
-    report["model/cost/gflops"] = (
-        gflops
-    )
+    report["model/cost/gflops"] = flops / 1e9
     report["train/all/seconds"] = time.monotonic() - began
     experiment.write_results(workdir, report)
     figures.curves(workdir)
+    draw_panels(os.path.join(workdir, "figures", "panels.png"), config, state, model, splits["eval"], tasks)
+    log.say(f"results {workdir}/eval.json · pictures {workdir}/figures")
     return report
+
+
+def draw_panels(
+    path: str, config: ConfigDict, state: TrainState, model: Any, split: Split, tasks: Tasks
+) -> None:
+    """Pictures of the first config.figures.examples of `split`: image, labels and predictions."""
+    some = dataclasses.replace(
+        split, ids=split.ids[: config.figures.examples], sizes=split.sizes[: config.figures.examples]
+    )
+    batch = next(pipeline.eval_batches(some, tasks, config.data))
+    shown = batch["id"] >= 0
+    predict = jax.jit(evaluate.predictor(model, tasks))
+    predictions = predict(experiment.variables(state.deployed()), batch["image"])
+    truths = {
+        n: figures.encoded_truth(t, batch["labels"][n], batch["valid"][n])[shown] for n, t in tasks.items()
+    }
+    images, predictions = batch["image"][shown], {n: np.asarray(p)[shown] for n, p in predictions.items()}
+    figures.panels(path, images, truths, predictions, tasks)
 
 
 def constant_results(config, splits, tasks, mesh) -> dict[str, float]:
@@ -301,7 +326,7 @@ def constant_results(config, splits, tasks, mesh) -> dict[str, float]:
     return evaluation(values, pipeline.eval_batches(splits["eval"], tasks, config.data))
 
 
-def summary(results: dict[str, float], tasks: dict[str, Any]) -> str:
+def summary(results: dict[str, float], tasks: Tasks) -> str:
     """One line: each task's headline, and Delta_m over the best constant prediction."""
     parts = [
         f"{name} {task.headline} {results[f'{name}/{task.headline}']:.4g}" for name, task in tasks.items()

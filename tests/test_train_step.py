@@ -18,7 +18,7 @@ BATCH = {"image": jnp.arange(12.0).reshape(4, 3) / 10, "a": jnp.ones(4), "b": -j
 class Net(nn.Module):
     @nn.compact
     def __call__(self, image, tasks, train):
-        shared = nn.BatchNorm(not train, momentum=0.9)(nn.Dense(5, name="trunk")(image))
+        shared = nn.BatchNorm(not train, momentum=0.9)(nn.Dense(5, use_bias=False, name="trunk")(image))
         return {task: nn.Dense(1, name=f"head_{task}")(shared)[:, 0] for task in tasks}
 
 

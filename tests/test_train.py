@@ -1,0 +1,227 @@
+"""A run from its first step to its report, on a few tiny scenes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from mtl_jax import config as configs
+from mtl_jax import experiment, main
+from mtl_jax.errors import UserError
+
+ALL_TASKS = ("semseg", "depth", "normals", "edges", "saliency", "parts", "albedo", "disparity",
+             "classification", "reshading")  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("scenes"))
+
+
+def tiny(data_dir, tasks=("semseg", "depth"), **changes):
+    """A config of seconds: 16 scenes of 32x48, an encoder of a few channels."""
+    c = configs.default()
+    c.data.options = {"size": (32, 48), "train_examples": 16, "test_examples": 6, "data_dir": data_dir}
+    c.data.size = (32, 48)
+    c.data.batch_size = c.data.eval_batch_size = 4
+    c.tasks = {name: {} for name in tasks}
+    c.model = {"name": "deeplab", "depth": 26, "width": 0.125, "decoder_width": 16}
+    c.train.update(steps=6, log_every=2, eval_every=3, checkpoint_every=2)
+    c.figures.examples = 2
+    c.lock()
+    for key, value in changes.items():
+        configs.override(c, key.replace("__", "."), value)
+    return c
+
+
+def restored(workdir):
+    return experiment.load(str(workdir)).variables
+
+
+def assert_same_bits(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_all_tasks_from_config_to_pictures(tmp_path, data_dir):
+    main.run(tiny(data_dir, ALL_TASKS, ema_decay=0.9), str(tmp_path))
+    report = json.loads((tmp_path / "eval.json").read_text())
+    for name, task in experiment.read_tasks(str(tmp_path)).items():
+        for split in ("test", "constant", "best"):
+            assert np.isfinite(report[f"{split}/{name}/{task.headline}"])
+    logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [x["step"] for x in logged] == [2, 3, 4, 6, 6]
+    assert {f"train/{name}/loss" for name in ALL_TASKS} <= set(logged[0])
+    assert report["model/cost/params"] > 1e4 and report["model/cost/gflops"] > 0
+    assert sorted(os.listdir(tmp_path / "figures")) == ["losses.png", "metrics.png", "panels.png"]
+
+
+def test_training_learns_and_an_evaluation_repeats_its_results(tmp_path, data_dir):
+    c = tiny(data_dir, ("depth",), train__steps=40, train__eval_every=40, optimizer__learning_rate=0.01)
+    main.run(c, str(tmp_path))
+    report = experiment.read_results(str(tmp_path))
+    logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    losses = [x["train/depth/loss"] for x in logged if "train/depth/loss" in x]
+    assert losses[-1] < 0.6 * losses[0]
+    assert report["test/depth/rmse"] < report["constant/depth/rmse"]
+    configs.override(c, "job", "evaluate")
+    configs.override(c, "data.eval_batch_size", 3)
+    main.run(c, str(tmp_path))
+    assert experiment.read_results(str(tmp_path))["test/depth/rmse"] == pytest.approx(
+        report["test/depth/rmse"], rel=1e-5
+    )
+
+
+def command(config_file, workdir, *overrides):
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    arguments = [sys.executable, "-m", "mtl_jax.main", f"--config={config_file}", f"--workdir={workdir}"]
+    return subprocess.Popen(
+        [*arguments, *overrides], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory, data_dir):
+    c = tiny(data_dir, train__steps=12, train__log_every=1, train__checkpoint_every=3)
+    path = tmp_path_factory.mktemp("config") / "tiny.py"
+    path.write_text(
+        "from mtl_jax import config as configs\n\n"
+        f"TEXT = {configs.to_json(c)!r}\n\n\n"
+        "def get_config(arg=None):\n    return configs.from_json(TEXT)\n"
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, config_file):
+    workdir = tmp_path_factory.mktemp("uninterrupted")
+    main.run(configs.load(str(config_file)), str(workdir))
+    return workdir
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["kill -9", "SIGTERM"])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, config_file, uninterrupted, number):
+    run = command(config_file, tmp_path)
+    for line in run.stdout:
+        if line.startswith("step 5/12"):
+            run.send_signal(number)
+            break
+    rest, _ = run.communicate(timeout=120)
+    assert not (tmp_path / "eval.json").exists()
+    if number == signal.SIGTERM:
+        assert run.returncode == 143
+        assert "the same command resumes" in rest
+    run = command(config_file, tmp_path)
+    output, _ = run.communicate(timeout=300)
+    assert run.returncode == 0, output
+    assert "resuming" in output
+    assert_same_bits(restored(tmp_path), restored(uninterrupted))
+    ours, theirs = (experiment.read_results(str(w)) for w in (tmp_path, uninterrupted))
+    assert {k: v for k, v in ours.items() if k != "train/all/seconds"} == {
+        k: v for k, v in theirs.items() if k != "train/all/seconds"
+    }
+
+    def steps(workdir):
+        lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+        return [(x["step"], x.get("train/all/loss"), x.get("test/depth/rmse")) for x in lines]
+
+    assert steps(tmp_path) == steps(uninterrupted)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, data_dir):
+    c = tiny(data_dir, train__checkpoint_every=1, optimizer__learning_rate=1e30, train__steps=50)
+    with pytest.raises(
+        UserError, match=r"(the loss of task 'semseg'|the gradient) is not finite at step [2-9]"
+    ):
+        main.run(c, str(tmp_path))
+    jax.tree.map(lambda x: np.testing.assert_(np.isfinite(x).all()), restored(tmp_path)["params"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data__name": "scene"}, "unknown name 'scene' in data/datasets: choose one of .*scenes"),
+        ({"model__name": "deplab"}, "unknown name 'deplab' in models: choose one of .*deeplab"),
+        ({"model__widht": 2}, "no option 'widht'.*width"),
+        ({"method__name": "superwised"}, "unknown name 'superwised' in methods: .*supervised"),
+        ({"method__weights": {"normals": 1.0}}, "weights names 'normals'"),
+        ({"tasks": {"detph": {}}}, "no label for task 'detph': it has .*depth"),
+        ({"tasks": {"depth": {"kind": "dpeth"}}}, "unknown name 'dpeth' in tasks"),
+        ({"job": "trian"}, "job is 'trian'"),
+        ({"data__eval": "val"}, "config.data.eval is 'val'.*test"),
+        ({"train__steps": 0}, "config.train.steps must be a positive integer, not 0"),
+    ],
+    ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
+)
+def test_wrong_configs_end_at_once_and_leave_nothing(tmp_path, data_dir, changes, message):
+    with pytest.raises(UserError, match=message):
+        main.run(tiny(data_dir, **changes), str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_workdir_of_another_config_is_refused_and_untouched(tmp_path, uninterrupted, config_file):
+    before = {p: p.read_bytes() for p in uninterrupted.rglob("*") if p.is_file()}
+    c = configs.load(str(config_file), {"optimizer.learning_rate": 0.5, "train.log_every": 7})
+    with pytest.raises(
+        UserError,
+        match=r"another config; these keys differ: config.optimizer.learning_rate \(0.01 there, 0.5 now\)",
+    ):
+        main.run(c, str(uninterrupted))
+    assert {p: p.read_bytes() for p in uninterrupted.rglob("*") if p.is_file()} == before
+
+
+def test_commands_print_one_sentence_and_exit_with_2(tmp_path, config_file):
+    run = command(config_file, tmp_path, "--config.optimizer.learning_rat=0.1")
+    output, _ = run.communicate(timeout=60)
+    assert run.returncode == 2
+    key = "config.optimizer.learning_rat"
+    assert output.strip().splitlines()[-1] == f"error: unknown config key {key}: did you mean {key}e?"
+
+
+DEVICES = """
+import jax, numpy as np, sys
+from mtl_jax import config as configs, experiment, tasks, train
+from mtl_jax.sharding import batch_sharding, check_batch_size, make_mesh, replicated
+from jax.sharding import AxisType
+from mtl_jax.data import pipeline
+from mtl_jax.errors import UserError
+c = configs.load(sys.argv[1])
+configs.override(c, "data.batch_size", 8)
+data = experiment.build_dataset(c)
+known = tasks.build(c.tasks, data.labels)
+method = experiment.build_method(c, experiment.build_model(c, known), known)
+results = []
+for n in (1, 8):
+    mesh = jax.make_mesh((n,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:n])
+    whole = replicated(mesh)
+    split = batch_sharding(mesh)
+    init = lambda key: train.init_state(method, c, key, experiment.example_batch(c, known))
+    state = jax.jit(init, out_shardings=whole)(jax.random.key(0))
+    step = jax.jit(train.make_step(method, c), in_shardings=(whole, split), out_shardings=whole)
+    batches = pipeline.train_batches(data.split("train", tuple(known)), known, c.data, 0)
+    batches = pipeline.to_device(batches, split)
+    for _ in range(3):
+        state, metrics = step(state, next(batches))
+    assert len(jax.tree.leaves(state.params)[0].sharding.device_set) == n
+    results.append(jax.device_get((state.params, state.state)))
+    batches.close()
+jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), *results)
+try:
+    check_batch_size("config.data.batch_size", 12, make_mesh())
+except UserError as error:
+    print(error)
+"""
+
+
+def test_eight_devices_equal_one_and_batch_statistics_are_global(config_file):
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    run = subprocess.run(
+        [sys.executable, "-c", DEVICES, str(config_file)], env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip() == "config.data.batch_size=12 does not divide over 8 devices: use 8 or 16"
