@@ -40,6 +40,7 @@ class Verdict(Place):
 
 def run(image, labels, tasks, size, seed, flip=False, scale=(1.0, 1.0), rotate=0.0, color=0.0):
     options = ConfigDict({"flip": flip, "scale": scale, "rotate": rotate, "color": color})
+    labels = {name: tf.constant(label) for name, label in labels.items()}
     image, labels = augment(tf.constant(image), labels, tasks, size, options, tf.constant([3, seed]))
     return image.numpy(), {name: label.numpy() for name, label in labels.items()}
 

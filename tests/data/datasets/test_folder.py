@@ -1,0 +1,247 @@
+"""Miniature folders written with NumPy and PIL, read back by value."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from mtl_jax import tasks as task_modules
+from mtl_jax.data import pipeline
+from mtl_jax.data.datasets import folder
+from mtl_jax.errors import UserError
+
+SIZES = {"a": (6, 8), "b": (5, 7), "sub/c.d": (4, 9)}
+LABELS = {
+    "semseg": {"folder": "seg", "num_classes": 3, "class_names": "classes.txt", "invalid": [3, 200]},
+    "depth": {"folder": "depth", "scale": 0.001},
+    "normals": {"folder": "normals", "axes": ["r", "-g", "b"], "invalid": 0},
+    "shading": {"folder": "shading", "kind": "regression"},
+    "saliency": {"folder": "mask", "scale": 1 / 255},
+    "edges": {"kind": "saliency", "borders_of": "semseg"},
+}
+
+
+def stored(name):
+    """What the files of one example hold."""
+    rng = np.random.default_rng(len(name))
+    size = SIZES[name]
+    shading = rng.random(size).astype(np.float32)
+    shading[0, 0] = np.nan
+    return {
+        "images": rng.integers(0, 256, (*size, 3)).astype(np.uint8),
+        "seg": rng.choice([0, 1, 2, 3, 200], size).astype(np.uint8),
+        "depth": rng.integers(0, 9000, size).astype(np.uint16),
+        "normals": rng.integers(0, 256, (*size, 3)).astype(np.uint8),
+        "shading": shading,
+        "mask": rng.choice([0, 255], size).astype(np.uint8),
+    }
+
+
+def write(root, name, kind, array):
+    path = root / kind / f"{name}{'.npy' if kind == 'shading' else '.png'}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".npy":
+        np.save(path, array)
+    else:
+        Image.fromarray(array).save(path)
+    return path
+
+
+@pytest.fixture
+def root(tmp_path):
+    for name in SIZES:
+        for kind, array in stored(name).items():
+            write(tmp_path, name, kind, array)
+    (tmp_path / "train.txt").write_text("b\na\n\n")
+    (tmp_path / "test.txt").write_text("sub/c.d\n")
+    (tmp_path / "classes.txt").write_text("0 wall\n1 3d printer\n2 floor\n3 ignored\n")
+    return tmp_path
+
+
+def test_splits_names_and_sizes(root):
+    dataset = folder.build(str(root), LABELS)
+    assert dataset.splits == ("train", "test")
+    assert dataset.labels["semseg"] == {"num_classes": 3, "class_names": ["wall", "3d printer", "floor"]}
+    assert dataset.labels["shading"] == {"kind": "regression"}
+    train = dataset.split("train", ["depth"])
+    assert list(train.ids) == ["b", "a"] and train.sizes.tolist() == [[5, 7], [6, 8]]
+    assert set(train.load(0)["labels"]) == {"depth"}
+    assert folder.build(str(root), LABELS, splits={"all": "test.txt"}).split("all", []).ids == ["sub/c.d"]
+
+
+@pytest.mark.parametrize(
+    ("split", "index", "name"), [("train", 0, "b"), ("train", 1, "a"), ("test", 0, "sub/c.d")]
+)
+def test_values(root, split, index, name):
+    got = folder.build(str(root), LABELS).split(split, list(LABELS)).load(index)
+    files, labels = stored(name), got["labels"]
+    np.testing.assert_array_equal(got["image"], files["images"])
+
+    classes = np.where(np.isin(files["seg"], [3, 200]), 255, files["seg"])
+    np.testing.assert_array_equal(labels["semseg"][..., 0], classes)
+    assert labels["semseg"].dtype == np.uint8
+    np.testing.assert_allclose(labels["depth"][..., 0], files["depth"] / 1000, rtol=1e-6)
+    np.testing.assert_array_equal(labels["shading"][..., 0], files["shading"])
+    np.testing.assert_array_equal(labels["saliency"][..., 0], files["mask"] == 255)
+
+    vector = files["normals"] * (2 / 255) - 1
+    vector = vector * [1, -1, 1] / np.linalg.norm(vector, axis=-1, keepdims=True)
+    short = np.linalg.norm(files["normals"] * (2 / 255) - 1, axis=-1) < 0.5
+    np.testing.assert_allclose(labels["normals"], np.where(short[..., None], 0, vector), atol=1e-3)
+
+    for y, x in np.ndindex(classes.shape):
+        height, width = classes.shape
+        near = [
+            classes[min(y + dy, height - 1), min(x + dx, width - 1)] for dy, dx in ((0, 1), (1, 0), (1, 1))
+        ]
+        if classes[y, x] != 255 and any(n not in (255, classes[y, x]) for n in near):
+            expected = 1
+        else:
+            expected = 255 if 255 in (classes[y, x], *near) else 0
+        assert labels["edges"][y, x, 0] == expected
+
+
+def test_eight_and_sixteen_bits_palettes_masks_and_black_normals(root):
+    eight = np.array([[0, 51, 255]], np.uint8)
+    write(root, "x", "depth", eight)
+    write(root, "x", "images", np.zeros((1, 3, 3), np.uint8))
+    write(root, "x", "normals", np.array([[[0, 0, 0], [127, 127, 127], [255, 128, 128]]], np.uint8))
+    palette = Image.fromarray(np.array([[0, 1, 2]], np.uint8), mode="P")
+    palette.putpalette([9, 9, 9, 200, 0, 0, 0, 200, 0])
+    palette.save(root / "seg" / "x.png")
+    Image.fromarray(np.array([[True, False, True]])).save(root / "mask" / "x.png")
+    (root / "train.txt").write_text("x")
+    labels = {**LABELS, "depth": {"folder": "depth", "scale": 10 / 255}, "saliency": {"folder": "mask"}}
+    got = folder.build(str(root), labels).split("train", ["semseg", "depth", "normals", "saliency"]).load(0)
+    got = got["labels"]
+    np.testing.assert_allclose(got["depth"].ravel(), [0, 2, 10], rtol=1e-3)
+    assert got["depth"].dtype == np.float16
+    np.testing.assert_array_equal(got["semseg"].ravel(), [0, 1, 2])
+    np.testing.assert_array_equal(got["saliency"].ravel(), [1, 0, 1])
+    np.testing.assert_allclose(got["normals"][0], [[0, 0, 0], [0, 0, 0], [1, 0, 0]], atol=0.01)
+
+
+def test_an_image_may_be_grey_or_transparent(root):
+    Image.fromarray(np.full((6, 8), 77, np.uint8)).save(root / "images" / "a.png")
+    assert (folder.build(str(root), LABELS).split("train", []).load(1)["image"] == 77).all()
+
+
+def damage(root, what):
+    if what == "label":
+        path = root / "depth" / "a.png"
+    else:
+        path = root / "images" / "a.png"
+    path.write_bytes(path.read_bytes()[:60])
+
+
+CONTENT = {
+    "truncated label": (lambda r: damage(r, "label"), "depth", "cannot read .*depth/a.png"),
+    "truncated image": (lambda r: damage(r, "image"), "depth", "cannot read .*images/a.png"),
+    "other size": (
+        lambda r: write(r, "a", "depth", np.ones((8, 6), np.uint16)),
+        "depth",
+        r"depth/a.png is 8x6 .*images/a.png is 6x8",
+    ),
+    "class": (
+        lambda r: write(r, "a", "seg", np.full((6, 8), 7, np.uint8)),
+        "semseg",
+        "seg/a.png holds 7, but task 'semseg' has values 0 to 2",
+    ),
+    "channels": (
+        lambda r: write(r, "a", "seg", np.zeros((6, 8, 3), np.uint8)),
+        "semseg",
+        "seg/a.png has 3 channels",
+    ),
+    "bit depth": (
+        lambda r: write(r, "a", "depth", np.ones((6, 8), np.uint8)),
+        "depth",
+        "depth/a.png has not the bit depth of .*depth/b.png",
+    ),
+    "mask of 0 and 255": (
+        lambda r: write(r, "a", "mask", np.full((6, 8), 254, np.uint8)),
+        "unscaled",
+        "mask/.*.png holds 25[45], but task 'unscaled' has values 0 to 1.*`scale`",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CONTENT)
+def test_bad_contents_are_named(root, case):
+    spoil, task, message = CONTENT[case]
+    spoil(root)
+    labels = {**LABELS, "unscaled": {"folder": "mask", "kind": "saliency"}}
+    with pytest.raises(UserError, match=message):
+        folder.build(str(root), labels).split("train", [task]).load(1)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda r: (r / "train.txt").unlink(), "cannot read .*train.txt"),
+        (lambda r: (r / "train.txt").write_text("\n"), "train.txt is empty"),
+        (lambda r: (r / "train.txt").write_text("a\nb\na\n"), "train.txt lists 'a' 2 times"),
+        (lambda r: (r / "train.txt").write_text("a\nz\ny\n"), r"no .*images/z with ending .jpg.*\(2 files"),
+        (lambda r: (r / "depth" / "a.png").unlink(), "no .*depth/a with ending .png, .npy"),
+        (lambda r: (r / "images" / "a.png").write_text("not a picture"), "cannot read .*images/a.png"),
+        (lambda r: (r / "images").rename(r / "photos"), "no folder .*images"),
+    ],
+)
+def test_missing_and_unreadable_files_are_named_at_once(root, spoil, message):
+    spoil(root)
+    with pytest.raises(UserError, match=message):
+        folder.build(str(root), LABELS).split("train", ["depth"])
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({"depth": {"scale": 1.0}}, "'depth' must give either `folder` or `borders_of`"),
+        ({"edges": {"kind": "saliency", "borders_of": "semseg"}}, "borders of 'semseg', which has no folder"),
+        ({"normals": {"folder": "normals", "axes": "rgg"}}, "axes must be r, g and b"),
+        ({"depth": {"folder": "depth", "sclae": 1}}, "tasks.depth has no option 'sclae'"),
+        ({"semseg": {"folder": "seg", "class_names": "names.txt"}}, "cannot read .*names.txt"),
+    ],
+)
+def test_wrong_descriptions_are_named(root, labels, message):
+    with pytest.raises(UserError, match=message):
+        folder.build(str(root), labels)
+
+
+def test_an_unknown_split_is_named(root):
+    with pytest.raises(UserError, match="no split 'val': choose one of train, test"):
+        folder.build(str(root), LABELS).split("val", [])
+
+
+def test_through_the_pipeline(root):
+    dataset = folder.build(str(root), LABELS)
+    tasks = task_modules.build({name: {} for name in LABELS}, dataset.labels)
+    augment = {"flip": True, "scale": (0.7, 1.4), "rotate": 10.0, "color": 0.2}
+    data = ConfigDict({"batch_size": 2, "size": (6, 6), "cache": True, "augment": augment})
+    batch = next(pipeline.train_batches(dataset.split("train", list(tasks)), tasks, data, seed=0))
+    for name, task in tasks.items():
+        assert batch["labels"][name].shape == (2, 6, 6, task.label_channels)
+        assert np.isfinite(batch["labels"][name]).all() and batch["valid"][name].any()
+
+
+@pytest.mark.skipif("MTL_JAX_DATA" not in os.environ, reason="MTL_JAX_DATA names no folder of real data")
+def test_real_nyu():
+    root = Path(os.environ["MTL_JAX_DATA"]) / "NYUv2_320x240"
+    if not root.is_dir():
+        pytest.skip(f"{root} is absent")
+    labels = {
+        "semseg": {"folder": "labels40", "num_classes": 39, "class_names": "classes.txt", "invalid": 39},
+        "depth": {"folder": "depth", "scale": 10 / 255},
+        "edges": {"kind": "saliency", "borders_of": "semseg"},
+    }
+    dataset = folder.build(str(root), labels)
+    counts = {name: len(dataset.split(name, list(labels))) for name in dataset.splits}
+    assert counts == {"train": 795, "test": 654}
+    assert dataset.labels["semseg"]["class_names"][-1] == "otherfurniture"
+    test = dataset.split("test", list(labels))
+    some = [test.load(i)["labels"] for i in range(0, 654, 50)]
+    assert 2 < np.median([np.median(x["depth"]) for x in some]) < 3.2
+    assert 0.1 < np.mean([(x["semseg"] == 255).mean() for x in some]) < 0.3
+    assert 0.01 < np.mean([(x["edges"] == 1).mean() for x in some]) < 0.1

@@ -1,0 +1,291 @@
+"""The stream of batches: complete, repeatable, shared among hosts, and honest about failures."""
+
+import dataclasses
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import warnings
+
+import jax
+import numpy as np
+import pytest
+import scipy.stats
+from jax.sharding import NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from mtl_jax import tasks as task_modules
+from mtl_jax.data import pipeline
+from mtl_jax.data.dataset import Split
+from mtl_jax.errors import UserError
+
+TASKS = task_modules.build(
+    {"semseg": {}, "shading": {}, "scene": {}},
+    {
+        "semseg": {"num_classes": 9},
+        "shading": {"kind": "regression"},
+        "scene": {"kind": "classification", "num_classes": 99},
+    },
+)
+
+
+def example(index, size=(6, 8)):
+    rng = np.random.default_rng(index)
+    classes = rng.integers(0, 9, (*size, 1)).astype(np.uint8)
+    classes[0, 0] = 255
+    shading = rng.random((*size, 1)).astype(np.float16)
+    shading[-1] = np.nan
+    labels = {"semseg": classes, "shading": shading, "scene": np.full((1, 1, 1), index, np.int32)}
+    return {"image": rng.integers(0, 256, (*size, 3)).astype(np.uint8), "labels": labels}
+
+
+def make_split(count=10, sizes=None, load=None):
+    sizes = np.array(sizes or [(6, 8)] * count, np.int32)
+    return Split(
+        [f"photo{i}" for i in range(len(sizes))], sizes, load or (lambda i: example(i, tuple(sizes[i])))
+    )
+
+
+def options(**changes):
+    data = {"batch_size": 4, "eval_batch_size": 4, "size": (5, 6), "eval_size": None, "cache": False}
+    data["augment"] = {"flip": True, "scale": (0.8, 1.5), "rotate": 0.0, "color": 0.3}
+    return ConfigDict({**data, **changes})
+
+
+def take(batches, count):
+    return [next(batches) for _ in range(count)]
+
+
+def assert_same(one, two):
+    jax.tree.map(np.testing.assert_array_equal, one, two)
+
+
+def test_every_epoch_is_a_new_order_of_all_examples():
+    batches = pipeline.train_batches(make_split(), TASKS, options(), seed=0)
+    epochs = np.concatenate([b["id"] for b in take(batches, 15)]).reshape(6, 10)
+    np.testing.assert_array_equal(np.sort(epochs, axis=1), np.tile(np.arange(10), (6, 1)))
+    assert len({tuple(epoch) for epoch in epochs}) == 6
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_orders_have_no_habits(seed):
+    """Which example comes first, and which follows which, is evenly spread over many epochs."""
+    split = make_split(5)
+    batches = pipeline.train_batches(split, {}, options(batch_size=250), seed)
+    orders = next(batches)["id"].reshape(50, 5)
+    orders = np.concatenate([orders, next(batches)["id"].reshape(50, 5)])
+    first = np.bincount(orders[:, 0], minlength=5)
+    step = np.bincount(((orders[:, 1:] - orders[:, :-1]) % 5).ravel(), minlength=5)[1:]
+    assert scipy.stats.chisquare(first).pvalue > 1e-3
+    assert scipy.stats.chisquare(step).pvalue > 1e-3
+
+
+def test_a_batch_depends_on_seed_and_number_alone():
+    whole = take(pipeline.train_batches(make_split(), TASKS, options(), seed=7), 6)
+    later = take(pipeline.train_batches(make_split(), TASKS, options(), seed=7, start=4), 2)
+    assert_same(whole[4:], later)
+    other = next(pipeline.train_batches(make_split(), TASKS, options(), seed=8))
+    assert not np.array_equal(whole[0]["id"], other["id"])
+    # The same example is changed anew in each epoch.
+    images = [b["image"][r] for b in whole for r in range(4) if b["id"][r] == 3]
+    assert len(images) >= 2 and not np.array_equal(images[0], images[1])
+
+
+def test_hosts_share_the_global_batch():
+    whole = take(pipeline.train_batches(make_split(), TASKS, options(), seed=7, start=2), 3)
+    parts = [
+        take(pipeline.train_batches(make_split(), TASKS, options(), seed=7, start=2, shard=(k, 2)), 3)
+        for k in range(2)
+    ]
+    assert_same(
+        whole, [jax.tree.map(lambda *x: np.concatenate(x), *both) for both in zip(*parts, strict=True)]
+    )
+
+
+def test_a_batch_holds_the_labels_and_where_they_are_known():
+    keep = options(size=None, augment={"flip": False, "scale": (1.0, 1.0), "rotate": 0.0, "color": 0.0})
+    for batch in (
+        next(pipeline.train_batches(make_split(), TASKS, keep, seed=0)),
+        next(pipeline.eval_batches(make_split(), TASKS, keep)),
+    ):
+        for row, index in enumerate(batch["id"]):
+            given = example(int(index))
+            np.testing.assert_allclose(batch["image"][row], given["image"] / 255, atol=1e-6)
+            known = given["labels"]["semseg"] != 255
+            np.testing.assert_array_equal(batch["valid"]["semseg"][row], known)
+            np.testing.assert_array_equal(batch["labels"]["semseg"][row], given["labels"]["semseg"] * known)
+            shading = given["labels"]["shading"].astype(np.float32)
+            np.testing.assert_array_equal(batch["valid"]["shading"][row], ~np.isnan(shading))
+            np.testing.assert_array_equal(batch["labels"]["shading"][row], np.nan_to_num(shading))
+            assert batch["labels"]["scene"][row] == index and batch["valid"]["scene"][row] == 1
+        assert batch["image"].dtype == batch["valid"]["semseg"].dtype == np.float32
+        assert batch["labels"]["semseg"].dtype == batch["id"].dtype == np.int32
+        assert batch["labels"]["scene"].shape == batch["valid"]["scene"].shape == (4, 1, 1, 1)
+
+
+@pytest.mark.parametrize("eval_size", [None, (9, 10)])
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_evaluation_sees_each_example_once(eval_size, hosts):
+    sizes = [(6, 8), (8, 6), (6, 8), (6, 8), (8, 6), (6, 8), (6, 8)]
+    parts = [
+        list(pipeline.eval_batches(make_split(sizes=sizes), TASKS, options(eval_size=eval_size), (k, hosts)))
+        for k in range(hosts)
+    ]
+    assert len({len(part) for part in parts}) == 1
+    seen = []
+    for batch in (b for part in parts for b in part):
+        assert len(batch["id"]) == 4 // hosts
+        for row, index in enumerate(batch["id"]):
+            if index < 0:
+                assert all(not valid[row].any() for valid in batch["valid"].values())
+                assert all(not label[row].any() for label in batch["labels"].values())
+                continue
+            seen.append(index)
+            height, width = sizes[index]
+            given = example(int(index), (height, width))
+            assert batch["image"].shape[1:3] == (eval_size or (height, width))
+            np.testing.assert_allclose(batch["image"][row, :height, :width], given["image"] / 255, atol=1e-6)
+            assert (batch["image"][row, height:] == 0.5).all()
+            known = batch["valid"]["semseg"][row]
+            assert (
+                known.sum() == height * width - 1 and not known[height:].any() and not known[:, width:].any()
+            )
+    assert sorted(seen) == list(range(7))
+
+
+def test_evaluation_keeps_the_order():
+    ids = [b["id"].tolist() for b in pipeline.eval_batches(make_split(6), TASKS, options(eval_size=(6, 8)))]
+    assert ids == [[0, 1, 2, 3], [4, 5, -1, -1]]
+
+
+def test_many_image_sizes_are_warned_of():
+    split = make_split(sizes=[(6, 8 + i) for i in range(9)])
+    with pytest.warns(UserWarning, match="9 different sizes.*data.eval_size"):
+        pipeline.eval_batches(split, TASKS, options())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pipeline.eval_batches(split, TASKS, options(eval_size=(6, 20)))
+
+
+@pytest.mark.parametrize(
+    ("make", "changes", "message"),
+    [
+        (pipeline.train_batches, {"batch_size": 5, "shard": (0, 2)}, "data.batch_size = 5 .* 2 hosts"),
+        (
+            pipeline.eval_batches,
+            {"eval_batch_size": 3, "shard": (1, 2)},
+            "data.eval_batch_size = 3 .* 2 hosts",
+        ),
+        (pipeline.eval_batches, {"eval_size": (6, 9)}, r"'photo1' \(6x10\) is larger than .*\(7, 10\)"),
+        (pipeline.train_batches, {"size": None}, "3 different sizes: set data.size"),
+    ],
+)
+def test_mistakes_are_named(make, changes, message):
+    split = make_split(sizes=[(6, 8), (6, 10), (7, 9)])
+    shard = changes.pop("shard", (0, 1))
+    seed = {"seed": 0} if make is pipeline.train_batches else {}
+    with pytest.raises(UserError, match=message):
+        make(split, TASKS, options(**changes), shard=shard, **seed)
+
+
+@pytest.mark.parametrize("error", [UserError("photos/7.jpg is damaged"), ZeroDivisionError("a bug")])
+def test_what_reading_raises_comes_through(error):
+    def load(index):
+        if index == 7:
+            raise error
+        return example(index)
+
+    split = make_split(load=load)
+    for batches in (
+        pipeline.train_batches(split, TASKS, options(), seed=0),
+        pipeline.to_device(pipeline.eval_batches(split, TASKS, options()), here()),
+    ):
+        with pytest.raises(type(error)) as caught:
+            take(batches, 3)
+        assert caught.value is error
+
+
+def test_cache_reads_each_example_once():
+    reads = []
+
+    def load(index):
+        reads.append(index)
+        return example(index)
+
+    for cache in (True, False):
+        reads.clear()
+        take(pipeline.train_batches(make_split(load=load), TASKS, options(cache=cache), seed=0), 10)
+        assert set(reads) == set(range(10))
+        assert (len(reads) <= 12) == cache  # two threads may both miss the first time
+
+    kept = pipeline.cached(make_split(load=load))
+    reads.clear()
+    one, two = (list(pipeline.eval_batches(kept, TASKS, options(eval_batch_size=5))) for _ in range(2))
+    assert sorted(reads) == list(range(10))
+    assert_same(one, two)
+
+
+def here():
+    return NamedSharding(jax.make_mesh((1,), ("data",)), PartitionSpec("data"))
+
+
+def workers():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("to_device")]
+
+
+def test_to_device_keeps_order_and_runs_ahead_a_little():
+    taken = []
+
+    def host():
+        for i in range(8):
+            taken.append(i)
+            yield {"x": np.full((2, 3), i, np.float32)}
+
+    batches = pipeline.to_device(host(), here(), depth=2)
+    first = next(batches)
+    assert first["x"].sharding == here() and isinstance(first["x"], jax.Array)
+    time.sleep(0.2)
+    assert taken == [0, 1, 2]
+    assert [int(b["x"][0, 0]) for b in batches] == [1, 2, 3, 4, 5, 6, 7]
+    assert not workers()
+
+
+def test_to_device_ends_its_thread_when_nobody_listens_any_more():
+    batches = pipeline.to_device(pipeline.train_batches(make_split(), TASKS, options(), seed=0), here())
+    next(batches)
+    assert workers()
+    batches.close()
+    assert not workers()
+
+
+@pytest.mark.parametrize("ending", ["raise RuntimeError('end')", "sys.exit(3)"])
+def test_a_program_ends_although_batches_are_being_read(ending):
+    """TensorFlow's threads wait for the interpreter, which must not wait for them in turn."""
+    program = f"""
+        import sys, time
+        import numpy as np
+        from ml_collections import ConfigDict
+        from mtl_jax.data import pipeline
+        from mtl_jax.data.dataset import Split
+
+        def load(index):
+            time.sleep(0.02)
+            return {{"image": np.zeros((4, 4, 3), np.uint8), "labels": {{}}}}
+
+        augment = {{"flip": False, "scale": (1.0, 1.0), "rotate": 0.0, "color": 0.0}}
+        data = ConfigDict({{"batch_size": 2, "size": (4, 4), "cache": False, "augment": augment}})
+        split = Split(["a", "b"], np.full((2, 2), 4, np.int32), load)
+        batches = pipeline.train_batches(split, {{}}, data, 0)
+        next(batches)
+        {ending}
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], timeout=90, stderr=subprocess.PIPE
+    )
+    assert done.returncode == (1 if "raise" in ending else 3), done.stderr.decode()
+
+
+def test_an_empty_split_is_named():
+    with pytest.raises(UserError, match="no examples"):
+        pipeline.train_batches(dataclasses.replace(make_split(), ids=[]), TASKS, options(), seed=0)
