@@ -6,10 +6,11 @@ ARG, such as `depth=50,domain=outdoor`.
 
 import ast
 import difflib
+import functools
 import importlib.util
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -75,29 +76,84 @@ def default() -> ConfigDict:
 
 
 def check(config: ConfigDict) -> None:
-    """Raises UserError that names a key whose value makes no sense."""
+    """Raises UserError that names a key which is unknown, missing, or whose value makes no sense."""
+    _check_keys(config)
 
     def need(ok: bool, key: str, what: str) -> None:
         if not ok:
-            value = config
-            for part in key.split("."):
-                value = value[part]
-            raise UserError(f"config.{key} must be {what}, not {value!r}")
+            raise UserError(f"config.{key} must be {what}, not {_get(config, key)!r}")
 
+    for key in OPEN:
+        need(isinstance(_get(config, key), ConfigDict), key, "a dict")
     for key in ("train.steps", "train.log_every", "train.eval_every", "train.checkpoint_every", "train.keep",
                 "data.batch_size", "data.eval_batch_size"):  # fmt: skip
-        value = config
-        for part in key.split("."):
-            value = value[part]
-        need(isinstance(value, int) and value > 0, key, "a positive integer")
+        need(_get(config, key) > 0, key, "a positive integer")
     need(config.dtype in ("float32", "bfloat16"), "dtype", "float32 or bfloat16")
-    need(config.optimizer.decay in ("kernels", "all"), "optimizer.decay", "'kernels' or 'all'")
-    need(config.optimizer.learning_rate > 0, "optimizer.learning_rate", "positive")
-    need(len(config.data.size) == 2 and min(config.data.size) > 0, "data.size", "(height, width)")
-    lo, hi = config.data.augment.scale
-    need(0 < lo <= hi, "data.augment.scale", "(low, high) with 0 < low <= high")
-    need(config.ema_decay is None or 0 < config.ema_decay < 1, "ema_decay", "None or between 0 and 1")
+    optimizer, augment = config.optimizer, config.data.augment
+    need(optimizer.decay in ("kernels", "all"), "optimizer.decay", "'kernels' or 'all'")
+    need(optimizer.learning_rate > 0, "optimizer.learning_rate", "positive")
+    need(optimizer.warmup_steps >= 0, "optimizer.warmup_steps", "0 or a positive integer")
+    clip, ema = optimizer.clip_norm, config.ema_decay
+    need(clip is None or (_is_a(clip, 1.0) and clip > 0), "optimizer.clip_norm", "None or positive")
+    need(ema is None or (_is_a(ema, 1.0) and 0 < ema < 1), "ema_decay", "None or between 0 and 1")
+    need(min(config.data.size) > 0, "data.size", "(height, width), both positive")
+    canvas = config.data.eval_size
+    need(
+        canvas is None or (_is_a(canvas, (1, 1)) and min(canvas) > 0),
+        "data.eval_size",
+        "None or (height, width)",
+    )
+    need(0 < augment.scale[0] <= augment.scale[1], "data.augment.scale", "(low, high) with 0 < low <= high")
+    profile = config.train.profile_step
+    need(
+        profile is None or (_is_a(profile, 1) and profile > 0),
+        "train.profile_step",
+        "None or a positive integer",
+    )
+    need(config.figures.examples >= 0, "figures.examples", "0 or a positive integer")
     need(len(config.tasks) > 0, "tasks", "at least one task")
+    for name, options in config.tasks.items():
+        need(isinstance(options, ConfigDict), f"tasks.{name}", "options of a task, perhaps none: {}")
+
+
+def _check_keys(config: ConfigDict) -> None:
+    """All keys of `default` are there with values of the same types, and no others."""
+    known = {key: value for key, value in _leaves(default()) if key not in OPEN}
+    found = dict(_leaves(config))
+    for key in found:
+        if key not in known and not _is_open(key):
+            raise _unknown(key, known)
+    for key, like in known.items():
+        if key not in found:
+            raise UserError(f"config.{key} is missing: start from mtl_jax.config.default()")
+        if like is not None and not _is_a(found[key], like):
+            kind = f"like {like}" if isinstance(like, tuple) else f"of type {type(like).__name__}"
+            raise UserError(f"config.{key} must be {kind}, not {found[key]!r}")
+
+
+def _is_a(value: Any, like: Any) -> bool:
+    """Whether a value can stand where `like` stands."""
+    if isinstance(like, tuple):
+        same_length = isinstance(value, tuple) and len(value) == len(like)
+        return same_length and all(map(_is_a, value, like))
+    if isinstance(like, float):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) is type(like)
+
+
+def _is_open(key: str) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in OPEN)
+
+
+def _unknown(key: str, known: Iterable[str]) -> UserError:
+    close = difflib.get_close_matches(key, known, n=1)
+    return UserError(
+        f"unknown config key config.{key}" + (f": did you mean config.{close[0]}?" if close else "")
+    )
+
+
+def _get(config: ConfigDict, key: str) -> Any:
+    return functools.reduce(lambda node, part: node[part], key.split("."), config)
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
@@ -147,7 +203,10 @@ def load_file(spec: str) -> tuple[ModuleType, str | None]:
 
 
 def override(config: ConfigDict, key: str, value: Any) -> None:
-    """Sets a dotted key in place; a dict replaces the whole sub-dict.
+    """Sets a dotted key in place.
+
+    A dict replaces a whole sub-dict whose keys belong to a module, such as config.model; elsewhere it
+    sets the keys that it has.
 
     Raises:
       UserError: an unknown key (naming the closest known one), or a value of another type.
@@ -156,17 +215,20 @@ def override(config: ConfigDict, key: str, value: Any) -> None:
     node = config
     for part in parents:
         node = node.get(part) if isinstance(node, ConfigDict) else None
-    new = isinstance(node, ConfigDict) and last not in node
-    if not isinstance(node, ConfigDict) or (new and not any(key.startswith(f"{o}.") for o in OPEN)):
-        close = difflib.get_close_matches(key, [k for k, _ in _leaves(config)], n=1)
-        hint = f": did you mean config.{close[0]}?" if close else ""
-        raise UserError(f"unknown config key config.{key}{hint}")
+    known = isinstance(node, ConfigDict) and last in node
+    if not known and not (isinstance(node, ConfigDict) and _is_open(key)):
+        raise _unknown(key, [k for k, _ in _leaves(config)])
+    if isinstance(value, Mapping) and not _is_open(key) and isinstance(node[last], ConfigDict):
+        for part, new in value.items():
+            override(config, f"{key}.{part}", new)
+        return
     try:
         with node.unlocked():
-            if isinstance(value, Mapping) or new:
-                node[last] = ConfigDict(value, convert_dict=True) if isinstance(value, Mapping) else value
-            else:
-                node[last] = tuple(value) if isinstance(node[last], tuple) else value
+            if isinstance(value, Mapping):
+                value = ConfigDict(value, convert_dict=True)
+            elif known and isinstance(node[last], tuple):
+                value = tuple(value)
+            node[last] = value
     except TypeError:
         kind = type(node[last]).__name__
         raise UserError(f"config.{key} must be of type {kind}, not {value!r}") from None

@@ -48,7 +48,7 @@ def panels(path: str, images: np.ndarray, truths: Maps, predictions: Maps, tasks
     per_line = max(1, round(len(columns) * _TILE / 1.3))
     lines = [1.5 + math.ceil(len(_class_names(task)) / per_line) for _, task in legends]
     heights = [_TILE * height / width + _LINE] * count + [_LINE * n for n in lines]
-    figure = Figure((_TILE * len(columns), sum(heights)), dpi=100, layout="constrained")
+    figure = Figure((_TILE * len(columns), sum(heights)), dpi=150, layout="constrained")
     grid = figure.add_gridspec(len(heights), len(columns), height_ratios=heights)
     for j, (title, task, maps) in enumerate(columns):
         for i, values in enumerate(maps):
