@@ -297,13 +297,13 @@ def _encode(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _encode(v) for key, v in value.items()}
     if isinstance(value, tuple):
-        return {"tuple": [_encode(v) for v in value]}
+        return {"__tuple__": [_encode(v) for v in value]}
     return [_encode(v) for v in value] if isinstance(value, list) else value
 
 
 def _decode(value: Any) -> Any:
     if isinstance(value, dict):
-        if set(value) == {"tuple"}:
-            return tuple(_decode(v) for v in value["tuple"])
+        if set(value) == {"__tuple__"}:
+            return tuple(_decode(v) for v in value["__tuple__"])
         return {key: _decode(v) for key, v in value.items()}
     return [_decode(v) for v in value] if isinstance(value, list) else value
