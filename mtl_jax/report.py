@@ -108,7 +108,9 @@ def compare(
     columns.append((Column("params [M]"), [_estimate([run and run.params], 1e-6) for run in some]))
     columns.append((Column("GFLOPs"), [_estimate([run and run.gflops]) for run in some]))
     if any(len(runs) > 1 for runs in rows.values()):
-        columns.append((Column("seeds", decimals=0), [Value(len(runs)) for runs in rows.values()]))
+        columns.append(
+            (Column("seeds", decimals=0), [Value(len(runs)) if runs else None for runs in rows.values()])
+        )
     lines = zip(*(cells for _, cells in columns), strict=True)
     return Table("run", [column for column, _ in columns], dict(zip(rows, lines, strict=True)))
 

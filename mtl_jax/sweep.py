@@ -206,11 +206,11 @@ def run(job: Job) -> str | None:
         return str(error)
     if os.path.exists(os.path.join(job.workdir, "eval.json")):
         return None
-    log = os.path.join(job.workdir, "log.txt")
+    command, log = job.command(), os.path.join(job.workdir, "log.txt")
     with open(log, "a") as output:
-        output.write(shlex.join(job.command()) + "\n")
+        output.write(shlex.join(command) + "\n")
         output.flush()
-        process = subprocess.Popen(job.command(), stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         with _passing_on_signals(process) as received:
             code = process.wait()
     if received or code == 143:
@@ -268,6 +268,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="how many seeds per row")
     parser.add_argument("--scale", choices=("full", "mini"), default="full")
     flags, rest = parser.parse_known_args()
+    if flags.seeds < 1:
+        raise UserError(f"--seeds must be at least 1, not {flags.seeds}")
     sweep = load_sweep(flags.config)
     rows = flags.rows.split(",") if flags.rows else list(sweep.rows)
     last = configs.command_line_overrides(rest)
