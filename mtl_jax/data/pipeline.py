@@ -147,9 +147,7 @@ def _rows_per_host(key: str, batch_size: int, hosts: int) -> int:
 
 def _shuffled(position: tf.Tensor, count: int, seed: int) -> tf.Tensor:
     """Example index at a position of the endless stream, without a table of the permutation."""
-    epoch = tf.stack([seed, position // count])
-    # The cipher is weak for small keys (with seed 0, epoch e began with example e): hash them first.
-    key = tf.random.stateless_uniform([2], epoch, minval=None, maxval=None, dtype=tf.int32)
+    key = tf.stack([seed, position // count])
     return tf.random.experimental.index_shuffle(position % count, key, max_index=count - 1)
 
 

@@ -16,7 +16,7 @@
   scale: what the stored number is multiplied by to give the task's unit (metres, [0, 1], 0 or 1, ...).
   invalid: stored number, or several, that mean "unknown"; so do NaN, and 0 where the task says it.
   axes: for normals, which stored channel is x (right), y (up), z (towards the camera); codes span -1 ... 1.
-  borders_of: no folder; 1 at the borders between the classes of that task, unknown beside unknown pixels.
+  borders_of: no folder; 1 at the borders between the classes of that task.
   kind: module in tasks/ (default: the name); class_names may be a file with one name per line, each perhaps
     after its number. Everything else is an option of the task.
 
@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.ndimage
 from PIL import Image
 
 from mtl_jax import tasks as task_modules
@@ -41,6 +42,7 @@ from mtl_jax.tasks.base import Task
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 LABEL_ENDINGS = (".png", ".npy")
+SEAM = 3  # pixels from a class, up to which an unknown pixel counts as part of a seam
 READING = ("folder", "scale", "invalid", "axes", "borders_of")
 
 
@@ -180,12 +182,18 @@ def borders(classes: np.ndarray, unknown: int) -> np.ndarray:
     which makes borders one pixel thick). Beside an unknown pixel nobody can say, unless another
     neighbour settles it.
     """
-    padded = np.pad(classes[..., 0], ((0, 1), (0, 1)), "edge")
+    padded = np.pad(_close_seams(classes[..., 0], unknown), ((0, 1), (0, 1)), "edge")
     here = padded[:-1, :-1]
     others = [padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]]
     border = np.any([(other != here) & (other != unknown) for other in others], axis=0) & (here != unknown)
     doubt = np.any([other == unknown for other in others], axis=0) | (here == unknown)
     return np.where(border, 1, np.where(doubt, 255, 0)).astype(np.uint8)[..., None]
+
+
+def _close_seams(classes: np.ndarray, unknown: int) -> np.ndarray:
+    """Gives unknown pixels the nearest class: people who outline regions leave unlabelled seams between."""
+    distance, nearest = scipy.ndimage.distance_transform_edt(classes == unknown, return_indices=True)
+    return np.where(distance <= SEAM, classes[tuple(nearest)], unknown)
 
 
 def _task_options(root: Path, spec: Mapping[str, Any]) -> dict[str, Any]:

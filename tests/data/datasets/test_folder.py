@@ -92,16 +92,25 @@ def test_values(root, split, index, name):
     short = np.linalg.norm(files["normals"] * (2 / 255) - 1, axis=-1) < 0.5
     np.testing.assert_allclose(labels["normals"], np.where(short[..., None], 0, vector), atol=1e-3)
 
+    np.testing.assert_array_equal(labels["edges"], folder.borders(labels["semseg"], 255))
+
+
+def test_borders_of_classes():
+    """Against the rule, pixel by pixel."""
+    classes = np.random.default_rng(0).integers(0, 3, (9, 11)).repeat(2, axis=0).repeat(2, axis=1)
+    padded = np.pad(classes, ((0, 1), (0, 1)), "edge")
+    expected = np.zeros_like(classes)
     for y, x in np.ndindex(classes.shape):
-        height, width = classes.shape
-        near = [
-            classes[min(y + dy, height - 1), min(x + dx, width - 1)] for dy, dx in ((0, 1), (1, 0), (1, 1))
-        ]
-        if classes[y, x] != 255 and any(n not in (255, classes[y, x]) for n in near):
-            expected = 1
-        else:
-            expected = 255 if 255 in (classes[y, x], *near) else 0
-        assert labels["edges"][y, x, 0] == expected
+        expected[y, x] = len(set(padded[y : y + 2, x : x + 2].ravel())) > 1
+    np.testing.assert_array_equal(folder.borders(classes[..., None], 255)[..., 0], expected)
+
+
+def test_borders_run_along_narrow_seams_and_are_unknown_at_wide_gaps():
+    row = np.array([0] * 10 + [255] * 2 + [1] * 10 + [255] * 20 + [2] * 10)
+    got = folder.borders(np.tile(row, (6, 1))[..., None], 255)[..., 0]
+    assert (got == got[0]).all()
+    assert np.flatnonzero(got[0] == 1).tolist() == [10]  # between the two pixels of the seam
+    assert np.flatnonzero(got[0] == 255).tolist() == list(range(24, 39))
 
 
 def test_eight_and_sixteen_bits_palettes_masks_and_black_normals(root):
@@ -147,8 +156,8 @@ CONTENT = {
     ),
     "class": (
         lambda r: write(r, "a", "seg", np.full((6, 8), 7, np.uint8)),
-        "semseg",
-        "seg/a.png holds 7, but task 'semseg' has values 0 to 2",
+        "strict",
+        "seg/a.png holds 7, but task 'strict' has values 0 to 6",
     ),
     "channels": (
         lambda r: write(r, "a", "seg", np.zeros((6, 8, 3), np.uint8)),
@@ -172,7 +181,8 @@ CONTENT = {
 def test_bad_contents_are_named(root, case):
     spoil, task, message = CONTENT[case]
     spoil(root)
-    labels = {**LABELS, "unscaled": {"folder": "mask", "kind": "saliency"}}
+    strict = {"folder": "seg", "kind": "semseg", "num_classes": 7, "invalid": 200}
+    labels = {**LABELS, "strict": strict, "unscaled": {"folder": "mask", "kind": "saliency"}}
     with pytest.raises(UserError, match=message):
         folder.build(str(root), labels).split("train", [task]).load(1)
 
