@@ -98,7 +98,7 @@ class Table:
             digits = column.decimals
             if digits is None:
                 digits = _decimals([v.mean for v in cells if v])
-            text = [f"{v.mean:.{digits}f}" if v else missing for v in cells]
+            text = [f"{v.mean:z.{digits}f}" if v else missing for v in cells]
             best = _best(text, cells, column.better)
             spread = [f"{plus_minus}{v.std:.{digits}f}" if v and v.std is not None else "" for v in cells]
             columns.append(

@@ -55,6 +55,7 @@ def test_digits_follow_the_largest_value():
     assert shown(-123.456, 1) == ["-123.5", "1.0"]
     assert shown(123456.7) == ["123457"]
     assert shown(0.0) == ["0"]
+    assert shown(-1e-9, 1.0) == ["0.000", "1.000"]
 
 
 def test_csv_holds_all_digits_and_reads_back():
