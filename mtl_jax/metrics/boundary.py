@@ -32,7 +32,8 @@ from skimage.morphology import thin
 
 OUTLIER_COST = 100  # of an unmatched pixel, in greatest distances
 COST_SCALE = 100  # costs are whole hundredths of a pixel
-PENDING_IMAGES = 64  # images that wait for a worker: bounds memory where matching is slower than predicting
+WORKERS = min(os.cpu_count() or 1, 16)
+PENDING = 4 * WORKERS  # images under way: bounds the memory, and the wait if the program is stopped
 
 
 def nms(prob: np.ndarray) -> np.ndarray:
@@ -273,11 +274,11 @@ class BoundaryBenchmark:
         cls, max_distance: float = 0.0075, suppress: bool = False, thresholds: int = 99
     ) -> "BoundaryBenchmark":
         # Forked children of a process that runs JAX can deadlock: spawn. Workers start when work arrives.
-        pool = ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn"))
+        pool = ProcessPoolExecutor(WORKERS, multiprocessing.get_context("spawn"))
         return cls(max_distance, suppress, thresholds, pool)
 
     def update(self, pred: np.ndarray, label: np.ndarray, valid: np.ndarray) -> "BoundaryBenchmark":
-        """Adds a batch, and returns before it is evaluated.
+        """Adds a batch, and returns before it is evaluated unless the workers lag far behind.
 
         Args:
           pred: f32[B,H,W,1], probability of a boundary.
@@ -288,15 +289,15 @@ class BoundaryBenchmark:
         for prob, annotators, inside in zip(pred, label, np.asarray(valid) > 0, strict=True):
             if inside.any():
                 pending += (self._submit(prob[..., 0], annotators, inside[..., 0]),)
-            if len(pending) > PENDING_IMAGES:
-                pending[-PENDING_IMAGES].result()
+            if len(pending) > PENDING:
+                pending[-PENDING].result()
         return dataclasses.replace(self, pending=pending)
 
     def _submit(self, prob: np.ndarray, label: np.ndarray, valid: np.ndarray) -> Future:
         box = _inside(valid)
-        prob, label, valid = prob[box] * valid[box], np.moveaxis(label[box], -1, 0), valid[box]
-        present = [a for a in label if (a[valid] != 255).any()]
-        annotators = np.stack([(a == 1) & valid for a in present])
+        prob, valid = prob[box] * valid[box], valid[box]
+        annotators = (np.moveaxis(label[box], -1, 0) == 1) & valid
+        annotators = annotators[annotators.any((1, 2))]  # those without boundaries count for nothing
         return self.pool.submit(
             _evaluate, prob, annotators, threshold_values(self.thresholds), self.max_distance, self.suppress
         )

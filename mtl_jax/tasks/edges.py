@@ -11,7 +11,7 @@ import optax
 from mtl_jax.errors import UserError
 from mtl_jax.metrics.boundary import BoundaryBenchmark
 from mtl_jax.metrics.fscore import MaxF
-from mtl_jax.metrics.masked import blank, masked_mean
+from mtl_jax.metrics.masked import masked_mean
 from mtl_jax.tasks.base import Task, namespace
 from mtl_jax.tasks.colors import heat
 
@@ -69,7 +69,7 @@ class Edges(Task):
         return (jnp.sum(label == 1, axis=-1, keepdims=True) / jnp.maximum(present, 1)).astype(jnp.float32)
 
     def loss(self, pred, label, valid):
-        positive, certain = decide(blank(label, valid), valid, self.positive_from, self.ignore_doubtful)
+        positive, certain = decide(label, valid, self.positive_from, self.ignore_doubtful)
         weight = self.positive_weight
         if weight is None:
             weight = 1 - masked_mean(positive, certain)[:, None, None, None]

@@ -15,6 +15,7 @@ OPTIONS = {
     "normals": {},
     "cosine": {"kind": "normals", "loss": "cosine"},
     "saliency": {},
+    "edges": {},
     "albedo": {},
     "disparity": {},
     "classification": {"num_classes": 12},
