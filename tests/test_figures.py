@@ -1,0 +1,127 @@
+"""Pictures are checked where they say something: that the right thing stands at the right place."""
+
+import json
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from mtl_jax import config as configs
+from mtl_jax import figures, tasks
+from mtl_jax.errors import UserError
+
+SPECS = {
+    "semseg": {"num_classes": 3, "class_names": ["sky", "road", "car"]},
+    "depth": {},
+    "scene": {"kind": "classification", "num_classes": 2, "class_names": ["street", "kitchen"]},
+}
+TASKS = tasks.build(dict.fromkeys(SPECS, {}), SPECS)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that were saved, by the path's last part."""
+    saved = {}
+    monkeypatch.setattr(Figure, "savefig", lambda self, path: saved.update({str(path).split("/")[-1]: self}))
+    return saved
+
+
+def maps(seed):
+    rng = np.random.default_rng(seed)
+    shares = rng.dirichlet(np.ones(3), (2, 6, 8)).astype(np.float32)
+    depth = rng.uniform(1, 9, (2, 6, 8, 1)).astype(np.float32)
+    return {"semseg": shares, "depth": depth, "scene": np.float32([[[[0.2, 0.8]]], [[[0.9, 0.1]]]])}
+
+
+def test_truth_is_nan_where_it_is_unknown():
+    label = np.int32([[[[2], [255]], [[0], [1]]]])
+    valid = np.float32([[[[1], [0]], [[0], [1]]]])
+    truth = figures.encoded_truth(TASKS["semseg"], label, valid)
+    np.testing.assert_array_equal(truth[0], [[[0, 0, 1], [np.nan] * 3], [[np.nan] * 3, [0, 1, 0]]])
+
+
+def test_panels_show_each_map_in_its_place(drawn, tmp_path):
+    images = np.random.default_rng(0).random((2, 6, 8, 3))
+    truths, predictions = maps(1), maps(2)
+    truths["semseg"][0, 2, 3] = np.nan
+    truths["scene"][0] = np.nan
+    figures.panels(str(tmp_path / "new" / "panels.png"), images, truths, predictions, TASKS)
+    axes = drawn["panels.png"].axes
+    columns = [axes[i : i + 2] for i in range(0, 14, 2)]  # two examples each
+    titles = [column[0].get_title() for column in columns]
+    assert titles == ["image", "semseg: truth", "semseg: prediction", "depth: truth", "depth: prediction",
+                      "scene: truth", "scene: prediction"]  # fmt: skip
+    for i in range(2):
+        pictures = [column[i].get_images()[0].get_array() for column in columns[:5]]
+        np.testing.assert_array_equal(pictures[0], images[i])
+        for name, (truth, prediction) in {"semseg": pictures[1:3], "depth": pictures[3:5]}.items():
+            np.testing.assert_array_equal(truth, TASKS[name].colorize(truths[name][i]))
+            np.testing.assert_array_equal(prediction, TASKS[name].colorize(predictions[name][i]))
+    assert columns[1][0].get_images()[0].get_array()[2, 3].std() == 0  # grey, unlike any class
+    texts = [axes.texts[0].get_text() for column in columns[5:] for axes in column]
+    assert texts == ["unknown", "street (90%)", "kitchen (80%)", "street (90%)"]
+    (legend,) = [a.get_legend() for a in axes if a.get_legend()]
+    assert [t.get_text() for t in legend.get_texts()] == ["sky", "road", "car"]
+    colors = [np.round(255 * np.array(p.get_facecolor()[:3])) for p in legend.get_patches()]
+    np.testing.assert_array_equal(colors, TASKS["semseg"].colorize(np.eye(3)[None])[0])
+
+
+def test_a_panel_without_truths_is_a_picture_file(tmp_path):
+    path = tmp_path / "panel.png"
+    one = {name: values[:1] for name, values in maps(0).items()}
+    figures.panels(str(path), np.ones((1, 6, 8, 3)), {}, one, TASKS)
+    with Image.open(path) as picture:
+        assert picture.width > 1000 and np.asarray(picture).std() > 10
+
+
+def write_run(folder, records, results=None):
+    config = configs.default()
+    config.data.eval = "val"
+    (folder / "config.json").write_text(configs.to_json(config))
+    (folder / "tasks.json").write_text(json.dumps(SPECS))
+    (folder / "metrics.jsonl").write_text(
+        "".join(json.dumps(r) + "\n" for r in records) + '{"step": 9, "half'
+    )
+    if results:
+        (folder / "eval.json").write_text(json.dumps(results))
+    return str(folder)
+
+
+def lines(figure):
+    return {a.get_title(): [line.get_xydata().tolist() for line in a.lines] for a in figure.axes}
+
+
+RECORDS = [
+    {"step": 1, "train/all/loss": 3.0, "train/depth/loss": 2.0, "train/all/grad_norm": 7.0},
+    {"step": 2, "train/all/loss": None, "train/depth/loss": -1.0},
+    {"step": 2, "val/semseg/mIoU": 0.5, "val/semseg/pixAcc": 0.9, "val/all/delta_m": 12.0},
+    {"step": 4, "val/semseg/mIoU": 0.6, "val/depth/rmse": 1.5, "train/all/loss": 2.0},
+]
+
+
+def test_curves_hold_what_was_logged(drawn, tmp_path):
+    workdir = write_run(tmp_path, RECORDS, {"constant/semseg/mIoU": 0.1, "constant/depth/rmse": None})
+    figures.curves(workdir)
+    assert lines(drawn["losses.png"]) == {
+        "train/all/loss": [[[1, 3], [4, 2]]],
+        "train/depth/loss": [[[1, 2], [2, -1]]],
+    }
+    assert [a.get_yscale() for a in drawn["losses.png"].axes] == ["log", "linear"]
+    shown = lines(drawn["metrics.png"])
+    assert shown.pop("val/semseg/mIoU") == [[[2, 0.5], [4, 0.6]], [[0, 0.1], [1, 0.1]]]
+    assert shown == {"val/depth/rmse": [[[4, 1.5]]], "val/Delta_m over a constant, %": [[[2, 12]]]}
+
+
+def test_curves_are_files_in_the_working_directory_before_it_is_evaluated(tmp_path):
+    figures.curves(write_run(tmp_path, RECORDS[:1]))
+    for name in ("losses.png", "metrics.png"):
+        with Image.open(tmp_path / "figures" / name) as picture:
+            assert picture.width > 300
+
+
+def test_a_run_that_has_logged_nothing_is_named(tmp_path):
+    workdir = write_run(tmp_path, [])
+    (tmp_path / "metrics.jsonl").unlink()
+    with pytest.raises(UserError, match=f"{workdir} has no metrics.jsonl"):
+        figures.curves(workdir)
