@@ -203,6 +203,19 @@ def test_benchmark_of_batches_with_padding():
     assert 0 < result["odsF"] < 1 and all(type(v) is float for v in result.values())
 
 
+def test_more_images_than_may_be_under_way(monkeypatch):
+    monkeypatch.setattr(boundary, "PENDING", 2)
+    rng = np.random.default_rng(1)
+    prob, lines = rng.random((5, 12, 12, 1)), np.float32(rng.random((5, 12, 12, 1)) < 0.1)
+    result = (
+        boundary.BoundaryBenchmark.empty(0.1, thresholds=3).update(prob, lines, np.ones_like(lines)).compute()
+    )
+    thresholds = boundary.threshold_values(3)
+    pairs = zip(prob[..., 0], lines[..., 0] == 1, strict=True)
+    counts = [boundary.boundary_counts(p, line[None], thresholds, 0.1) for p, line in pairs]
+    assert result == pytest.approx(boundary.summarize(np.stack(counts)))
+
+
 def test_benchmark_suppresses_if_asked():
     # Two ridges with a shallow valley between them: thinning alone merges them into one line.
     y = np.arange(30)[:, None] * np.ones((1, 40))
