@@ -208,19 +208,16 @@ def _batches(
 
 def _iterate(batches: tf.data.Dataset, failure: list[Exception]) -> Iterator[Batch]:
     iterator = batches.as_numpy_iterator()
-    try:
-        while True:
-            try:
-                batch = next(iterator)
-            except StopIteration:
-                return
-            except tf.errors.OpError:
-                if failure:
-                    raise failure[0] from None
-                raise
-            yield batch
-    finally:
-        del iterator  # ends its threads, even where a traceback keeps this frame
+    while True:
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        except tf.errors.OpError:
+            if failure:
+                raise failure[0] from None
+            raise
+        yield batch
 
 
 # TensorFlow's threads call back into Python (`_loader`): the interpreter would wait for them for ever at its
