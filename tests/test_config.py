@@ -25,6 +25,11 @@ def test_the_default_needs_no_more_than_a_task(config):
         ("train.steps", 0, "config.train.steps must be a positive integer, not 0"),
         ("train.steps", True, "config.train.steps must be of type int, not True"),
         ("train.steps", None, "config.train.steps must be of type int, not None"),
+        (
+            "data.augment.scale",
+            (True, 2.0),
+            "config.data.augment.scale must be like (1.0, 1.0), not (True, 2.0)",
+        ),
         ("data.batch_size", -4, "config.data.batch_size must be a positive integer, not -4"),
         ("dtype", "float16", "config.dtype must be float32 or bfloat16, not 'float16'"),
         ("data.size", (96,), "config.data.size must be like (96, 128), not (96,)"),

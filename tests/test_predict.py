@@ -104,6 +104,7 @@ def test_class_ids_are_those_of_whole_resized_scores():
     raw = np.random.default_rng(0).standard_normal((6, 7, 9)).astype(np.float32)
     ids = predict.class_ids(raw, (33, 20))
     np.testing.assert_array_equal(ids, predict.resize(raw, (33, 20)).argmax(-1))
+    assert not predict.class_ids(np.zeros((2, 2, 3), np.float32), (3, 3)).any()  # the first of equals
     assert predict.class_ids(np.float32(np.eye(300)[None, [299, 1]]), (1, 2)).tolist() == [[299, 1]]
 
 
@@ -125,6 +126,13 @@ def test_the_network_is_compiled_for_few_shapes(trained):
     for height, width in ((30, 40), (60, 80), (40, 30), (32, 40)):
         predictor(np.zeros((height, width, 3), np.uint8))
     assert trained.model.shapes == [(24, 32), (32, 24)]  # traced once each
+
+
+def test_padding_continues_the_photograph_as_its_mirror_image(trained):
+    photograph = np.random.default_rng(0).integers(0, 256, (24, 24, 3)).astype(np.uint8)
+    mirrored = np.concatenate([photograph, photograph[:, :-9:-1]], axis=1) / 255
+    scene = predict.Predictor(trained)(photograph)["scene"]
+    np.testing.assert_allclose(scene[0, 0], 3 * mirrored.mean((0, 1))[:2], rtol=1e-5)
 
 
 GREY = np.arange(256, dtype=np.uint8).reshape(16, 16)
