@@ -37,7 +37,7 @@ def conv(
     if jax.default_backend() != "cpu":
         return _lax_conv(x, kernel, stride, dilation, depthwise)
     if depthwise:  # 7 against 213 ms for forward and backward
-        return _valid_taps(x, kernel, stride, dilation, lambda patch, tap: patch * tap[0])
+        return _valid_taps(x, kernel, stride, dilation, _scale)
     if kernel.shape[0] == 1:  # 5.6 against 7.1 ms for 32x32x256 -> 64
         return _matmul(x[:, ::stride, ::stride], kernel[0, 0]).astype(x.dtype)
     if dilation > 1:  # 3.5 against 18 ms for 6x8x1024 -> 64 with dilation 6
@@ -60,8 +60,17 @@ def _lax_conv(x, kernel, stride, dilation=1, depthwise=False):
     )
 
 
-def _matmul(x, matrix):
-    return jnp.matmul(x, matrix, preferred_element_type=jnp.promote_types(x.dtype, jnp.float32))
+def _accumulator(x):
+    """Sums are at least float32, whatever is summed."""
+    return jnp.promote_types(x.dtype, jnp.float32)
+
+
+def _matmul(x, tap):
+    return jnp.matmul(x, tap, preferred_element_type=_accumulator(x))
+
+
+def _scale(x, tap):
+    return x.astype(_accumulator(x)) * tap[0]
 
 
 def _valid_taps(x, kernel, stride, dilation, product):
@@ -71,7 +80,7 @@ def _valid_taps(x, kernel, stride, dilation, product):
     """
     size = kernel.shape[0]
     height, width = (-(-n // stride) for n in x.shape[1:3])
-    total = jnp.zeros((x.shape[0], height, width, kernel.shape[-1]), jnp.promote_types(x.dtype, jnp.float32))
+    total = jnp.zeros((x.shape[0], height, width, kernel.shape[-1]), _accumulator(x))
     for row in range(size):
         above, rows, below = _overlap(x.shape[1], dilation * (row - size // 2), stride)
         for column in range(size):

@@ -27,9 +27,11 @@ class DeepLab(nn.Module):
     reads the encoder's last map.
 
     Attributes:
-      encoder: normalised image -> maps of its stages.
-      decoders: dense task -> its decoder; the same object for all tasks if they share it.
-      mean, std: of the RGB images that the encoder is made for, in [0, 1].
+      tasks: by name; a dense one has a prediction per pixel, any other one per image.
+      depth, width, norm, output_stride, stride_in_1x1: see backbones/resnet.py.
+      decoder_width: channels of the decoder.
+      shared_decoder: one decoder for all dense tasks, or one for each.
+      dtype: of the computation.
     """
 
     tasks: Mapping[str, Task]
@@ -122,7 +124,15 @@ def build(
     if decoder_width <= 0 or decoder_width % 16:
         raise UserError(f"config.model.decoder_width is {decoder_width}: give a multiple of 16")
     return DeepLab(
-        tasks, depth, width, norm, output_stride, stride_in_1x1, decoder_width, shared_decoder, jnp.dtype(dtype)
+        tasks,
+        depth,
+        width,
+        norm,
+        output_stride,
+        stride_in_1x1,
+        decoder_width,
+        shared_decoder,
+        jnp.dtype(dtype),
     )
 
 
