@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from mtl_jax import experiment
 from mtl_jax.data import pipeline
 from mtl_jax.errors import UserError
-from mtl_jax.sharding import batch_sharding, check_batch_size, make_mesh, replicated
+from mtl_jax.sharding import batch_sharding, check_batch_size, make_mesh, replicated, this_host
 from mtl_jax.tasks import Task
 
 Batch = Mapping[str, Any]
@@ -122,7 +122,9 @@ def evaluate_workdir(config: ConfigDict, workdir: str) -> None:
     check_batch_size("config.data.eval_batch_size", config.data.eval_batch_size, mesh)
     split = dataset.split(config.data.eval, tuple(trained.tasks))
     evaluation = Evaluation(predictor(trained.model, trained.tasks), trained.tasks, mesh)
-    results = evaluation(trained.variables, pipeline.eval_batches(split, trained.tasks, config.data))
+    results = evaluation(
+        trained.variables, pipeline.eval_batches(split, trained.tasks, config.data, this_host())
+    )
     same = trained.config.data.name == config.data.name and trained.config.data.options == config.data.options
     name = config.data.eval if same else f"{config.data.name}.{config.data.eval}"
     known = experiment.read_results(workdir)

@@ -21,6 +21,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def this_host() -> tuple[int, int]:
+    """(k, n): this process is the k-th of n, and reads the k-th part of every batch."""
+    return jax.process_index(), jax.process_count()
+
+
 def check_batch_size(key: str, size: int, mesh: Mesh) -> None:
     """Raises UserError unless a global batch of `size` splits evenly over the mesh."""
     devices = mesh.shape["data"]

@@ -26,7 +26,7 @@ from mtl_jax.logs import Log, Progress
 from mtl_jax.methods.base import Method
 from mtl_jax.metrics.delta import delta_m
 from mtl_jax.models import cost
-from mtl_jax.sharding import batch_sharding, check_batch_size, make_mesh, replicated
+from mtl_jax.sharding import batch_sharding, check_batch_size, make_mesh, replicated, this_host
 
 Tree = Any
 Tasks = Mapping[str, tasks_lib.Task]
@@ -201,11 +201,12 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
     # Evaluation, and the reference that every result is compared to.
     eval_split = config.data.eval
     reference = constant_results(config, splits, tasks, mesh)
-    headlines = {name: reference[f"{name}/{task.headline}"] for name, task in tasks.items()}
+    # A constant may score exactly 0 (top-1 of a class that the split lacks); Delta_m needs a reference.
+    headlines = {name: reference[f"{name}/{task.headline}"] or 1e-3 for name, task in tasks.items()}
     evaluation = evaluate.Evaluation(evaluate.predictor(model, tasks), tasks, mesh)
 
     def run_evaluation(state: TrainState) -> dict[str, float]:
-        batches = pipeline.eval_batches(splits["eval"], tasks, config.data)
+        batches = pipeline.eval_batches(splits["eval"], tasks, config.data, this_host())
         results = evaluation(experiment.variables(state.deployed()), batches)
         ours = {name: results[f"{name}/{task.headline}"] for name, task in tasks.items()}
         return {**results, "all/delta_m": delta_m(ours, headlines, tasks)}
@@ -216,9 +217,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
         out_shardings=whole,
         donate_argnums=0,
     )
-    batches = pipeline.to_device(
-        pipeline.train_batches(splits["train"], tasks, config.data, config.seed, start), batch_sharding(mesh)
-    )
+    batches = pipeline.train_batches(splits["train"], tasks, config.data, config.seed, start, this_host())
+    batches = pipeline.to_device(batches, batch_sharding(mesh))
     profile = None
     if config.train.profile_step is not None:
         profile = periodic_actions.Profile(
@@ -323,7 +323,7 @@ def constant_results(config, splits, tasks, mesh) -> dict[str, float]:
     some = (b for b, _ in zip(batches, range(-(-1000 // config.data.eval_batch_size)), strict=False))
     values = evaluate.mean_labels(some, tasks)
     evaluation = evaluate.Evaluation(evaluate.constant_predictor(tasks), tasks, mesh)
-    return evaluation(values, pipeline.eval_batches(splits["eval"], tasks, config.data))
+    return evaluation(values, pipeline.eval_batches(splits["eval"], tasks, config.data, this_host()))
 
 
 def summary(results: dict[str, float], tasks: Tasks) -> str:

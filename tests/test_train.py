@@ -108,7 +108,7 @@ def uninterrupted(tmp_path_factory, config_file):
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, config_file, uninterrupted, number):
     run = command(config_file, tmp_path)
     for line in run.stdout:
-        if line.startswith("step 5/12"):
+        if line.startswith("step 8/12"):  # saving step 6 has waited for the checkpoint of step 3
             run.send_signal(number)
             break
     rest, _ = run.communicate(timeout=120)
@@ -135,9 +135,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, config_
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, data_dir):
     c = tiny(data_dir, train__checkpoint_every=1, optimizer__learning_rate=1e30, train__steps=50)
-    with pytest.raises(
-        UserError, match=r"(the loss of task 'semseg'|the gradient) is not finite at step [2-9]"
-    ):
+    with pytest.raises(UserError, match=r"the loss of task '\w+' is not finite at step [2-9]; .* is kept"):
         main.run(c, str(tmp_path))
     jax.tree.map(lambda x: np.testing.assert_(np.isfinite(x).all()), restored(tmp_path)["params"])
 
