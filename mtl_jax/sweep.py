@@ -41,7 +41,6 @@ calls: mean ± sample standard deviation over the seeds, and Delta_m over the me
 """
 
 import argparse
-import contextlib
 import dataclasses
 import glob
 import os
@@ -51,8 +50,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import IO, Any
 
 from ml_collections import ConfigDict
 
@@ -210,10 +209,8 @@ def run(job: Job) -> str | None:
     with open(log, "a") as output:
         output.write(shlex.join(command) + "\n")
         output.flush()
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
-        with _passing_on_signals(process) as received:
-            code = process.wait()
-    if received or code == 143:
+        code, stopped = _wait_for(command, output)
+    if stopped or code == 143:
         raise Interrupted(f"in {job.workdir}; the same command resumes")
     if code:
         with open(log, errors="replace") as file:
@@ -222,18 +219,22 @@ def run(job: Job) -> str | None:
     return None
 
 
-@contextlib.contextmanager
-def _passing_on_signals(process: subprocess.Popen) -> Iterator[list[int]]:
-    """SIGINT and SIGTERM make the process save its state and stop; holds the ones that came."""
-    received: list[int] = []
+def _wait_for(command: Sequence[str], output: IO[str]) -> tuple[int, bool]:
+    """(exit code, did a signal come) of a command; SIGINT and SIGTERM let it save its state and stop."""
+    process, stopped = None, False
 
     def pass_on(number: int, _: Any) -> None:
-        received.append(number)
-        process.terminate()
+        nonlocal stopped
+        stopped = True
+        if process:
+            process.terminate()
 
     old = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield received
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        if stopped:  # it came while the process was being started
+            process.terminate()
+        return process.wait(), stopped
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)

@@ -23,13 +23,13 @@ def data_dir(tmp_path_factory):
     return str(tmp_path_factory.mktemp("scenes"))
 
 
-def tiny(data_dir, tasks=("semseg", "depth"), **changes):
+def tiny(data_dir, names=("semseg", "depth"), **changes):
     """A config of seconds: 16 scenes of 32x48, an encoder of a few channels."""
     c = configs.default()
     c.data.options = {"size": (32, 48), "train_examples": 16, "test_examples": 6, "data_dir": data_dir}
     c.data.size = (32, 48)
     c.data.batch_size = c.data.eval_batch_size = 4
-    c.tasks = {name: {} for name in tasks}
+    c.tasks = {name: {} for name in names}
     c.model = {"name": "deeplab", "depth": 26, "width": 0.125, "decoder_width": 16}
     c.train.update(steps=6, log_every=2, eval_every=3, checkpoint_every=2)
     c.figures.examples = 2
