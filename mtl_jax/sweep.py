@@ -234,7 +234,9 @@ def _wait_for(command: Sequence[str], output: IO[str]) -> tuple[int, bool]:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         if stopped:  # it came while the process was being started
             process.terminate()
-        return process.wait(), stopped
+        while process.poll() is None:  # `wait` would sleep through a signal that comes just before it
+            time.sleep(0.1)
+        return process.returncode, stopped
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -252,7 +253,8 @@ def stop(*_):
     sys.exit(143)
 signal.signal(signal.SIGTERM, stop)
 open(sys.argv[1] + "/waiting", "w").close()
-time.sleep(60)
+for _ in range(600):
+    time.sleep(0.1)
 """
 
 DRIVER = """
@@ -280,6 +282,7 @@ def test_a_signal_lets_the_run_save_its_state_and_starts_no_other(tmp_path, spec
     first = workdir / "single_task" / "seed0" / "semseg"
     while not (first / "waiting").exists():
         assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
     process.send_signal(number)
     _, error = process.communicate(timeout=30)
     assert process.returncode == 143 and error.startswith(f"stopped: in {first}; the same command resumes")
