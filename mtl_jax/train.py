@@ -174,6 +174,13 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
     tasks = tasks_lib.build(config.tasks, dataset.labels)
     model = experiment.build_model(config, tasks)
     method = experiment.build_method(config, model, tasks)
+    # All that can be wrong with the config shows here, before anything is rendered, read or written.
+    whole = replicated(mesh)
+    key = jax.random.key(config.seed)
+    batch = experiment.example_batch(config, tasks)
+    fresh = jax.jit(lambda key: init_state(method, config, key, batch), out_shardings=whole)
+    shapes = abstract(jax.eval_shape(fresh, key), whole)
+    train_step = make_step(method, config)
     experiment.claim_workdir(config, workdir)
     experiment.write_tasks(workdir, config, dataset)
     splits = {key: dataset.split(config.data[key], tuple(tasks)) for key in ("train", "eval")}
@@ -182,15 +189,10 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
 
     # State: from the newest checkpoint, or fresh.
     checkpoints = Checkpoints(workdir, config.train.keep)
-    whole = replicated(mesh)
-    batch = experiment.example_batch(config, tasks)
-    fresh = jax.jit(lambda key: init_state(method, config, key, batch), out_shardings=whole)
     start = checkpoints.latest_step()
-    key = jax.random.key(config.seed)
     if start is None:
         start, state = 0, fresh(key)
     else:
-        shapes = abstract(jax.eval_shape(fresh, key), whole)
         state = TrainState.join(*checkpoints.restore(start, *shapes.split()))
     log = Log(workdir, start)
     if start:
@@ -212,7 +214,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
         return {**results, "all/delta_m": delta_m(ours, headlines, tasks)}
 
     step_fn = jax.jit(
-        make_step(method, config),
+        train_step,
         in_shardings=(whole, batch_sharding(mesh)),
         out_shardings=whole,
         donate_argnums=0,
