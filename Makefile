@@ -11,15 +11,19 @@ export TF_ENABLE_ONEDNN_OPTS ?= 0
 
 .PHONY: demo test test-nightly lint clean
 
+# Two of scikit-image's sample photographs: real pictures that are there without a download.
+PHOTOGRAPHS := coffee.png motorcycle_left.png
+
 demo: .venv/ready
 	$(RUN) mtl_jax.main --config=configs/scenes.py:demo --workdir=runs/demo
-	$(RUN) mtl_jax.report --workdirs runs/demo
-	$(RUN) mtl_jax.predict --workdir=runs/demo --out=runs/demo/photographs \
-	  --images=$$($(BIN)/python -c 'import skimage, os; print(os.path.join(os.path.dirname(skimage.__file__), "data"))')
+	@photographs=$$($(BIN)/python -c 'import skimage; print(skimage.data_dir)') && for name in $(PHOTOGRAPHS); do \
+	  $(RUN) mtl_jax.predict --workdir=runs/demo --images=$$photographs/$$name --out=runs/demo/photographs || exit; done
+	$(RUN) mtl_jax.report --workdirs runs/demo --out runs/demo
 
 test: .venv/ready
 	$(RUN) pytest -n 2 -m "not slow" tests
 
+# The slow tests too; point MTL_JAX_DATA at a folder with BSDS500 and NYUv2_320x240 for those on real data.
 test-nightly: .venv/ready
 	$(RUN) pytest -n 2 tests
 

@@ -18,12 +18,13 @@ setup(
         "numpy>=1.26",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12",
-        "pillow>=10",
+        "pillow>=10.1",
         "scikit-image>=0.24",
         "scipy>=1.13",
         "tensorboard",  # clu's summary writer needs it and does not ask for it
         "tensorflow-datasets>=4.9.9",
         "array-record>=0.8",
+        "importlib_resources",  # tensorflow-datasets needs it and does not ask for it
     ],
     extras_require={
         "cpu": ["jax>=0.10,<0.13", "tensorflow-cpu>=2.20"],

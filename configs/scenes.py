@@ -6,9 +6,14 @@ Arguments, as in --config=configs/scenes.py:domain=outdoor,tasks=semseg+depth+ed
     domain   indoor | outdoor
     tasks    any of the dataset's labels (see data/datasets/scenes.py)
     demo     the small, short form that `make demo` runs: about 5 minutes on 2 cores
+
+The first table of any multi-task study, one network per task against one for all:
+
+    python -m mtl_jax.sweep --config=configs/scenes.py --workdir=runs/sharing --scale=mini
 """
 
 from mtl_jax import config as configs
+from mtl_jax.sweep import Row, Sweep
 
 # Brings the losses of the tasks to about the same size (fixed, found once on `indoor`).
 WEIGHTS = {"semseg": 1.0, "depth": 0.5, "normals": 4.0}
@@ -34,8 +39,36 @@ def get_config(arg=None):
     if args.demo:
         config.data.options.train_examples = 1600
         config.data.batch_size = 16
-        config.model = {"name": "deeplab", "depth": 26, "width": 0.25, "decoder_width": 64, "output_stride": 16}
+        config.model = {
+            "name": "deeplab",
+            "depth": 26,
+            "width": 0.25,
+            "decoder_width": 64,
+            "output_stride": 16,
+        }
         config.optimizer.learning_rate = 3e-3
         config.train.steps = 900
         config.train.eval_every = config.train.checkpoint_every = 300
     return config
+
+
+def sweep(arg=None):
+    tasks = get_config(arg).tasks
+    return Sweep(
+        rows={
+            "single-task": Row(
+                runs={name: {"tasks": {name: {}}, "method": {"name": "supervised"}} for name in tasks}
+            ),
+            "shared encoder and decoder": Row({"model.shared_decoder": True}),
+            "shared encoder": Row({"model.shared_decoder": False}),
+        },
+        baseline="single-task",
+        mini={
+            "data.options.train_examples": 800,
+            "model.width": 0.25,
+            "model.decoder_width": 32,
+            "model.output_stride": 16,
+            "train.steps": 400,
+            "train.eval_every": 400,
+        },
+    )

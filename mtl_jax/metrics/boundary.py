@@ -12,7 +12,7 @@ benchmark code released with BSDS500, whose choices (thinning, costs, interpolat
   to at least one annotator.
 
 The benchmark joins unmatched pixels through a random graph, which loses a few pairs; here the assignment
-is exact, and recall comes out higher by 0.0001 to 0.0004. Which of equally cheap matchings is found
+is exact, and recall comes out higher by 0.0002 to 0.0005. Which of equally cheap matchings is found
 decides precision to about 0.0005 on the benchmark's own example, to 0.005 on a very noisy image.
 
 This module imports neither JAX nor TensorFlow, because its worker processes import it.

@@ -11,7 +11,7 @@ __all__ = ["Metric", "Task", "build"]
 
 
 def build(asked: Mapping[str, Mapping[str, Any]], labels: Mapping[str, Mapping[str, Any]]) -> dict[str, Task]:
-    """The tasks of a run, in the config's order.
+    """The tasks of a run, in the order of `asked` (a ConfigDict sorts its keys).
 
     Args:
       asked: config.tasks: name -> options. `kind` names the module in tasks/ (default: the name).

@@ -48,6 +48,7 @@ class Edges(Task):
 
     fill = 255.0
     better = 1
+    unit = "%"
 
     @property
     def label_channels(self) -> int:
