@@ -2,7 +2,8 @@
 
 On CPU, XLA's convolution loses to matrix products in three cases (figures beside each below). Every
 other case, and every other backend, takes `lax.conv_general_dilated`. All formulations multiply the
-same numbers, add them in another order, and can be differentiated any number of times.
+same numbers, add them in another order, and can be differentiated any number of times (in reverse:
+on CPU there is no forward mode).
 """
 
 import functools
@@ -65,8 +66,24 @@ def _accumulator(x):
     return jnp.promote_types(x.dtype, jnp.float32)
 
 
+@jax.custom_vjp
 def _matmul(x, tap):
+    """f[...,C] @ f[C,D], summed in float32. XLA's gradient of it spends most of its time on a transpose."""
     return jnp.matmul(x, tap, preferred_element_type=_accumulator(x))
+
+
+def _matmul_backward(saved, g):
+    x, tap = saved
+    rows, columns = (a.reshape(-1, a.shape[-1]).astype(g.dtype) for a in (x, g))
+    # XLA transposes the left operand of this product: let that be the narrower one.
+    if rows.shape[1] <= columns.shape[1]:
+        dtap = rows.T @ columns
+    else:
+        dtap = (columns.T @ rows).T
+    return _matmul(g, tap.T.astype(g.dtype)).astype(x.dtype), dtap.astype(tap.dtype)
+
+
+_matmul.defvjp(lambda x, tap: (_matmul(x, tap), (x, tap)), _matmul_backward)
 
 
 def _scale(x, tap):
@@ -106,18 +123,20 @@ def _overlap(length: int, shift: int, stride: int) -> tuple[int, slice, int]:
     return first, slice(start, last * stride + shift + 1, stride), outputs - 1 - last
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _wide_conv(x, kernel, stride):
     """`_lax_conv` whose kernel gradient is one matrix product per tap."""
     return _lax_conv(x, kernel, stride)
 
 
-@_wide_conv.defjvp
-def _wide_conv_jvp(stride, primals, tangents):
-    (x, kernel), (dx, dkernel) = primals, tangents
-    # Both terms are linear in their tangent: transposed, the second one is the kernel's gradient.
-    change = _wide_conv(dx, kernel, stride) + _valid_taps(x, dkernel, stride, 1, _matmul)
-    return _wide_conv(x, kernel, stride), change
+def _wide_backward(stride, saved, g):
+    x, kernel = saved
+    _, to_x = jax.vjp(lambda x: _lax_conv(x, kernel, stride), x)
+    _, to_kernel = jax.vjp(lambda kernel: _valid_taps(x, kernel, stride, 1, _matmul), kernel)
+    return *to_x(g), *to_kernel(g)
+
+
+_wide_conv.defvjp(lambda x, kernel, stride: (_lax_conv(x, kernel, stride), (x, kernel)), _wide_backward)
 
 
 class Conv(nn.Module):
