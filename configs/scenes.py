@@ -16,7 +16,7 @@ from mtl_jax import config as configs
 from mtl_jax.sweep import Row, Sweep
 
 # Brings the losses of the tasks to about the same size (fixed, found once on `indoor`).
-WEIGHTS = {"semseg": 1.0, "depth": 0.5, "normals": 4.0}
+WEIGHTS = {"semseg": 2.0, "depth": 0.5, "normals": 4.0}
 
 
 def get_config(arg=None):
@@ -31,24 +31,20 @@ def get_config(arg=None):
     config.model = {"name": "deeplab", "depth": 26, "width": 0.5, "decoder_width": 128, "output_stride": 8}
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 1e-3
+    config.optimizer.schedule = "cosine"
     config.optimizer.clip_norm = 10.0
     config.optimizer.warmup_steps = 100
     config.train.steps = 6000
     config.data.options.train_examples = 6400
 
-    if args.demo:
-        config.data.options.train_examples = 1600
-        config.data.batch_size = 16
-        config.model = {
-            "name": "deeplab",
-            "depth": 26,
-            "width": 0.25,
-            "decoder_width": 64,
-            "output_stride": 16,
-        }
+    if args.demo:  # small pictures and a thin network, so that two cores get through enough of them
+        config.data.options.update(size=(64, 96), train_examples=1600)
+        config.data.size = (64, 96)
+        config.data.batch_size = 8
+        config.model.update(width=0.25, decoder_width=64)
         config.optimizer.learning_rate = 3e-3
-        config.train.steps = 900
-        config.train.eval_every = config.train.checkpoint_every = 300
+        config.train.steps = 2400
+        config.train.eval_every = config.train.checkpoint_every = 600
     return config
 
 
