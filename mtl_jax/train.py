@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from clu import parameter_overview, periodic_actions
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mtl_jax import evaluate, experiment, figures, optimizer
@@ -238,12 +239,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
                 kept = checkpoints.latest_step()
                 raise UserError(
                     f"{culprit} is not finite at step {step}; "
-                    + (
-                        f"the checkpoint of step {kept} is kept. "
-                        if kept is not None
-                        else "no checkpoint yet. "
-                    )
-                    + "Lower config.optimizer.learning_rate or set config.optimizer.clip_norm"
+                    f"{'no checkpoint yet' if kept is None else f'the checkpoint of step {kept} is kept'}. "
+                    "Lower config.optimizer.learning_rate or set config.optimizer.clip_norm"
                 )
             progress.add(step, metrics)
 
@@ -296,19 +293,23 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
     report["train/all/seconds"] = time.monotonic() - began
     experiment.write_results(workdir, report)
     figures.curves(workdir)
-    draw_panels(os.path.join(workdir, "figures", "panels.png"), config, state, model, splits["eval"], tasks)
+    if config.figures.examples:
+        some = first(splits["eval"], config.figures.examples)
+        draw_panels(os.path.join(workdir, "figures", "panels.png"), config, state, model, some, tasks)
     log.say(f"results {workdir}/eval.json · pictures {workdir}/figures")
     return report
+
+
+def first(split: Split, count: int) -> Split:
+    """The first `count` examples of `split`."""
+    return dataclasses.replace(split, ids=split.ids[:count], sizes=split.sizes[:count])
 
 
 def draw_panels(
     path: str, config: ConfigDict, state: TrainState, model: Any, split: Split, tasks: Tasks
 ) -> None:
-    """Pictures of the first config.figures.examples of `split`: image, labels and predictions."""
-    some = dataclasses.replace(
-        split, ids=split.ids[: config.figures.examples], sizes=split.sizes[: config.figures.examples]
-    )
-    batch = next(pipeline.eval_batches(some, tasks, config.data))
+    """Pictures of a batch of `split`: image, labels and predictions."""
+    batch = next(pipeline.eval_batches(split, tasks, config.data))
     shown = batch["id"] >= 0
     predict = jax.jit(evaluate.predictor(model, tasks))
     predictions = predict(experiment.variables(state.deployed()), batch["image"])
@@ -319,10 +320,11 @@ def draw_panels(
     figures.panels(path, images, truths, predictions, tasks)
 
 
-def constant_results(config, splits, tasks, mesh) -> dict[str, float]:
+def constant_results(
+    config: ConfigDict, splits: Mapping[str, Split], tasks: Tasks, mesh: Mesh
+) -> dict[str, float]:
     """Results of the best constant prediction of each task, from at most 1000 training examples."""
-    batches = pipeline.eval_batches(splits["train"], tasks, config.data)
-    some = (b for b, _ in zip(batches, range(-(-1000 // config.data.eval_batch_size)), strict=False))
+    some = pipeline.eval_batches(first(splits["train"], 1000), tasks, config.data)
     values = evaluate.mean_labels(some, tasks)
     evaluation = evaluate.Evaluation(evaluate.constant_predictor(tasks), tasks, mesh)
     return evaluation(values, pipeline.eval_batches(splits["eval"], tasks, config.data, this_host()))

@@ -1,7 +1,7 @@
 """Convolution in the fastest exact formulation of the backend: one function, one Linen module.
 
-On CPU, XLA's convolution loses to matrix products in three cases (figures beside each below). Every
-other case, and every other backend, takes `lax.conv_general_dilated`. All formulations multiply the
+On CPU, XLA's convolution loses to products of shifted inputs in four cases, with the milliseconds of
+forward and backward pass on two cores beside them. Every other case, and every other backend, takes `lax.conv_general_dilated`. All formulations multiply the
 same numbers, add them in another order, and can be differentiated any number of times (in reverse:
 on CPU there is no forward mode).
 """
@@ -37,9 +37,10 @@ def conv(
     """
     if jax.default_backend() != "cpu":
         return _lax_conv(x, kernel, stride, dilation, depthwise)
-    if depthwise:  # 7 against 213 ms for forward and backward
-        return _valid_taps(x, kernel, stride, dilation, _scale)
-    if kernel.shape[0] == 1:  # 5.6 against 7.1 ms for 32x32x256 -> 64
+    if depthwise:  # 27 against 190 ms for 3x3 on 32x32x256
+        # The barrier, transposed, keeps XLA from computing the gradient anew for each tap.
+        return lax.optimization_barrier(_valid_taps(x, kernel, stride, dilation, _scale))
+    if kernel.shape[0] == 1:  # 4.4 against 5.6 ms for 32x32x256 -> 64
         return _matmul(x[:, ::stride, ::stride], kernel[0, 0]).astype(x.dtype)
     if dilation > 1:  # 3.5 against 18 ms for 6x8x1024 -> 64 with dilation 6
         return _valid_taps(x, kernel, stride, dilation, _matmul)
