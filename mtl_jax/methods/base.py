@@ -69,7 +69,7 @@ class Method:
             names = [str(getattr(entry, "key", entry)) for entry in path]
             if names[0] == "method":
                 return "auxiliary"
-            for task in self.tasks:
+            for task in sorted(self.tasks, key=len, reverse=True):  # `a_b` is not a module of task `b`
                 if any(name == task or name.endswith(f"_{task}") for name in names):
                     return f"task:{task}"
             return "shared"
