@@ -6,12 +6,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mtl_jax import experiment
 from mtl_jax.data import pipeline
 from mtl_jax.errors import UserError
+from mtl_jax.metrics.totals import Total
 from mtl_jax.sharding import batch_sharding, check_batch_size, make_mesh, replicated, this_host
 from mtl_jax.tasks import Task
 
@@ -73,9 +75,10 @@ class Evaluation:
         metrics = jax.device_put(jax.tree.map(np.array, metrics), replicated(self._mesh))
         for batch in pipeline.to_device(batches, batch_sharding(self._mesh)):
             metrics, predictions = self._step(metrics, variables, batch)
-            for name, pred in jax.device_get(predictions).items():
-                label, valid = jax.device_get((batch["labels"][name], batch["valid"][name]))
-                on_host[name] = on_host[name].update(pred, label, valid)
+            for name in self._on_host:
+                seen = predictions[name], batch["labels"][name], batch["valid"][name]
+                # Of all hosts' rows, so that every host computes the same result.
+                on_host[name] = on_host[name].update(*process_allgather(seen, tiled=True))
         results = jax.device_get(metrics) | on_host
         return {f"{name}/{key}": v for name in self._tasks for key, v in results[name].compute().items()}
 
@@ -93,18 +96,16 @@ def mean_labels(batches: Iterable[Batch], tasks: Mapping[str, Task]) -> dict[str
         for name, task in tasks.items():
             valid = batch["valid"][name]
             encoded = jnp.where(valid > 0, task.encode(batch["labels"][name]), 0.0)
+            total, weight = sums[name]
             axes = tuple(range(encoded.ndim - 1))
-            # Averages of averages: batches have equal size, and the reference need not be exact.
-            mean = jnp.sum(encoded * valid, axes) / jnp.maximum(jnp.sum(valid), 1.0)
-            count = jnp.any(valid > 0).astype(jnp.float32)
-            total, n = sums[name]
-            result[name] = (total + mean, n + count)
+            result[name] = total.add(jnp.sum(encoded * valid, axes)), weight.add(jnp.sum(valid))
         return result
 
-    sums = {name: (jnp.zeros(task.channels), jnp.zeros(())) for name, task in tasks.items()}
+    sums = {name: (Total.zeros(task.channels), Total.zeros()) for name, task in tasks.items()}
     for batch in batches:
         sums = add(sums, batch)
-    return {name: total / jnp.maximum(n, 1.0) for name, (total, n) in sums.items()}
+    means = {name: total.numpy() / max(weight.numpy(), 1.0) for name, (total, weight) in sums.items()}
+    return {name: jnp.asarray(mean, jnp.float32) for name, mean in means.items()}
 
 
 def evaluate_workdir(config: ConfigDict, workdir: str) -> None:

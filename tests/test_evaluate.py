@@ -1,0 +1,78 @@
+"""The generic evaluation with predictors whose results are known by hand."""
+
+import types
+
+import numpy as np
+import pytest
+from sklearn.metrics import jaccard_score
+
+from mtl_jax import evaluate
+from mtl_jax import tasks as tasks_lib
+from mtl_jax.data import pipeline
+from mtl_jax.data.dataset import Split
+from mtl_jax.sharding import make_mesh
+
+LABELS = {"semseg": {"num_classes": 3}, "depth": {}, "edges": {"benchmark": True, "nms": False}}
+TASKS = tasks_lib.build({name: {} for name in LABELS}, LABELS)
+
+
+def split(count, size=(12, 16)):
+    """Classes, depth and borders of random blocks; images hold the classes, so that they can be read off."""
+    rng = np.random.default_rng(0)
+    classes = rng.integers(0, 3, (count, size[0] // 4, size[1] // 4, 1)).repeat(4, 1).repeat(4, 2)
+    classes = classes.astype(np.uint8)
+    depth = rng.uniform(0, 5, classes.shape).astype(np.float32) * (rng.random(classes.shape) > 0.2)
+    edges = np.zeros_like(classes)
+    edges[:, ::4] = 1
+
+    def load(i):
+        image = (np.repeat(classes[i], 3, -1) * 100).astype(np.uint8)
+        return {"image": image, "labels": {"semseg": classes[i], "depth": depth[i], "edges": edges[i]}}
+
+    found = Split([str(i) for i in range(count)], np.tile(np.array(size, np.int32), (count, 1)), load)
+    return found, classes, depth
+
+
+def batches(found, size, tasks=TASKS):
+    data = types.SimpleNamespace(eval_batch_size=size, eval_size=None, cache=False)
+    return pipeline.eval_batches(found, tasks, data)
+
+
+def reader(noise):
+    """Predicts the class that the image shows, where it is below 2; depth `noise`; and all rows as edges."""
+
+    def predict(variables, image):
+        shown = np.float32(255 / 100) * image[..., :1]
+        scores = -abs(shown - np.arange(3, dtype=np.float32)) - 10 * (np.arange(3) == 2)
+        rows = (np.arange(image.shape[1]) % 4 == 0)[None, :, None, None]
+        return {"semseg": scores, "depth": 0 * shown + noise, "edges": 0 * shown + 0.9 * rows}
+
+    return predict
+
+
+@pytest.mark.parametrize("size", [1, 4, 7])
+def test_results_are_those_of_the_whole_split_whatever_the_batches(size):
+    found, classes, depth = split(7)
+    evaluation = evaluate.Evaluation(reader(2.0), TASKS, make_mesh())
+    for _ in range(2):  # a second pass starts from nothing
+        results = evaluation({}, batches(found, size))
+    guess = np.minimum(classes, 1)
+    expected = jaccard_score(classes.ravel(), guess.ravel(), average="macro", zero_division=0)
+    assert results["semseg/mIoU"] == pytest.approx(expected, abs=1e-6)
+    known = depth > 0
+    assert results["depth/rmse"] == pytest.approx(np.sqrt(np.mean((2.0 - depth[known]) ** 2)), rel=1e-6)
+    assert results["edges/odsF"] == pytest.approx(1.0)
+
+
+def test_mean_labels_are_the_best_constants():
+    found, classes, depth = split(8)
+    tasks = {name: TASKS[name] for name in ("semseg", "depth")}
+    values = evaluate.mean_labels(batches(found, 8, tasks), tasks)
+    np.testing.assert_allclose(
+        values["semseg"], np.bincount(classes.ravel(), minlength=3) / classes.size, rtol=1e-5
+    )
+    np.testing.assert_allclose(values["depth"], [depth[depth > 0].mean()], rtol=1e-5)
+    evaluation = evaluate.Evaluation(evaluate.constant_predictor(tasks), tasks, make_mesh())
+    results = evaluation(values, batches(found, 3, tasks))
+    assert results["depth/rmse"] == pytest.approx(depth[depth > 0].std(), rel=1e-5)
+    assert results["semseg/pixAcc"] == pytest.approx(np.bincount(classes.ravel()).max() / classes.size)
