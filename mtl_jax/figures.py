@@ -64,7 +64,7 @@ def panels(path: str, images: np.ndarray, truths: Maps, predictions: Maps, tasks
     for i, (name, task) in enumerate(legends):
         _draw_legend(figure.add_subplot(grid[count + i, :]), name, task, per_line)
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    figure.savefig(path)
+    figure.savefig(path, bbox_inches="tight")
 
 
 def describe(task: Task, encoded: np.ndarray) -> str:
