@@ -23,7 +23,9 @@ TASKS = tasks.build(dict.fromkeys(SPECS, {}), SPECS)
 def drawn(monkeypatch):
     """The figures that were saved, by the path's last part."""
     saved = {}
-    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: saved.update({str(path).split("/")[-1]: self}))
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, path, **_: saved.update({str(path).split("/")[-1]: self})
+    )
     return saved
 
 
