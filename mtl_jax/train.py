@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from clu import parameter_overview, periodic_actions
+from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -28,6 +28,8 @@ from mtl_jax.methods.base import Method
 from mtl_jax.metrics.delta import delta_m
 from mtl_jax.models import cost
 from mtl_jax.sharding import batch_sharding, check_batch_size, make_mesh, replicated, this_host
+
+PROFILED = 5  # steps in the profile that config.train.profile_step asks for
 
 Tree = Any
 Tasks = Mapping[str, tasks_lib.Task]
@@ -222,11 +224,6 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
     )
     batches = pipeline.train_batches(splits["train"], tasks, config.data, config.seed, start, this_host())
     batches = pipeline.to_device(batches, batch_sharding(mesh))
-    profile = None
-    if config.train.profile_step is not None:
-        profile = periodic_actions.Profile(
-            logdir=workdir, first_profile=config.train.profile_step, every_secs=None
-        )
     progress = Progress(log, start, config.train.steps, config.data.batch_size)
     pending: collections.deque[tuple[int, Tree]] = collections.deque()
 
@@ -253,8 +250,11 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
                 state, metrics = step_fn(state, next(batches))
                 pending.append((step, metrics))
                 settle(waiting=1)
-                if profile:
-                    profile(step)
+                if step == config.train.profile_step:
+                    jax.profiler.start_trace(workdir)
+                elif config.train.profile_step and step == config.train.profile_step + PROFILED:
+                    settle(waiting=0)
+                    jax.profiler.stop_trace()
                 last = step == config.train.steps
                 if step % config.train.log_every == 0 or last:
                     settle(waiting=0)
