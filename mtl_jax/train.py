@@ -187,8 +187,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
     experiment.claim_workdir(config, workdir)
     experiment.write_tasks(workdir, config, dataset)
     splits = {key: dataset.split(config.data[key], tuple(tasks)) for key in ("train", "eval")}
-    if config.data.cache:
-        splits = {key: pipeline.cached(split) for key, split in splits.items()}
+    if config.data.cache:  # it is read at every evaluation; train_batches keeps what it reads itself
+        splits["eval"] = pipeline.cached(splits["eval"])
 
     # State: from the newest checkpoint, or fresh.
     checkpoints = Checkpoints(workdir, config.train.keep)

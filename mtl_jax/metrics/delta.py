@@ -1,14 +1,22 @@
 """Delta_m: how much better or worse a multi-task network is than its reference, over all tasks."""
 
 from collections.abc import Mapping
+from typing import Protocol
 
 from mtl_jax.errors import UserError
-from mtl_jax.tasks.base import Task
+
+
+class Measured(Protocol):
+    """What Delta_m must know of a task."""
+
+    headline: str
+    better: int
+
 
 Headlines = Mapping[str, float]  # task -> value of its headline metric
 
 
-def gains(results: Headlines, reference: Headlines, tasks: Mapping[str, Task]) -> dict[str, float]:
+def gains(results: Headlines, reference: Headlines, tasks: Mapping[str, Measured]) -> dict[str, float]:
     """Relative gain of each task in percent; positive is better, whatever the metric's direction.
 
     Raises:
@@ -27,7 +35,7 @@ def gains(results: Headlines, reference: Headlines, tasks: Mapping[str, Task]) -
     return gain
 
 
-def delta_m(results: Headlines, reference: Headlines, tasks: Mapping[str, Task]) -> float:
+def delta_m(results: Headlines, reference: Headlines, tasks: Mapping[str, Measured]) -> float:
     """Mean of `gains` over the tasks, in percent (Maninis et al., CVPR 2019, Eq. 4, times 100).
 
     Raises:
