@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from mtl_jax.metrics.regression import Errors
-from mtl_jax.tasks.base import known_headline
+from mtl_jax.tasks.base import known_headline, namespace
 from mtl_jax.tasks.colors import paint
 from mtl_jax.tasks.regression import HEADLINES, Regression
 
@@ -22,6 +22,9 @@ class Albedo(Regression):
     headline: str = "rmse"
 
     label_channels = 3
+
+    def to_label(self, activated):
+        return namespace(activated).clip(activated, 0, 1)
 
     def metric(self):
         return Errors.empty(low=0.0, high=1.0)

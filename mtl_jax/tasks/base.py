@@ -18,6 +18,8 @@ import numpy as np
 
 from mtl_jax.errors import UserError
 
+LEAST = 1e-3  # a positive quantity as a label, in the label's unit: float16 still tells it from 0
+
 Array = Any  # numpy.ndarray, tf.Tensor or jax.Array
 
 
@@ -113,6 +115,13 @@ class Task:
         Finite everywhere; all zero where the label is unknown.
         """
         raise NotImplementedError
+
+    def to_label(self, activated: Array) -> Array:
+        """A prediction in the space of `activate`, as if it were a label: canonical, and known everywhere.
+
+        Where 0 means "unknown", quantities are positive: the label is then at least LEAST.
+        """
+        return namespace(activated).maximum(activated, LEAST) if self.fill == 0 else activated
 
     def loss(self, pred: jax.Array, label: jax.Array, valid: jax.Array) -> jax.Array:
         """f32[B]: masked mean per example; `pred` is raw f32[B,H,W,channels], valid f32[B,H,W,1].

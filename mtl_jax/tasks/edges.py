@@ -77,6 +77,11 @@ class Edges(Task):
         present = jnp.sum(label != 255, axis=-1, keepdims=True)
         return (jnp.sum(label == 1, axis=-1, keepdims=True) / jnp.maximum(present, 1)).astype(jnp.float32)
 
+    def to_label(self, activated):
+        """What is more probable than not, drawn by every annotator."""
+        drawn = (activated >= 0.5).astype(self.label_dtype)
+        return namespace(activated).repeat(drawn, self.annotators, axis=-1)
+
     def loss(self, pred, label, valid):
         if self.mil_radius is not None:
             return bag_loss(pred, label, valid, self.mil_radius, self.positive_weight)

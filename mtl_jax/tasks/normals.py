@@ -52,6 +52,10 @@ class Normals(Task):
         # Interpolation between neighbours has shortened it.
         return unit(label.astype(jnp.float32))
 
+    def to_label(self, activated):
+        facing = np.array([0, 0, 1], np.float32)  # in place of the zero vector, which has no direction
+        return jnp.where(self.known(activated), unit(activated), facing)
+
     def loss(self, pred, label, valid):
         pred, label = self.activate(pred), self.encode(blank(label, valid))
         if self.objective == "cosine":

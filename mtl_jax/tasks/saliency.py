@@ -44,6 +44,9 @@ class Saliency(Task):
     def encode(self, label):
         return (label == 1).astype(jnp.float32)
 
+    def to_label(self, activated):
+        return (activated >= 0.5).astype(self.label_dtype)
+
     def loss(self, pred, label, valid):
         label = blank(label, valid).astype(jnp.float32)
         positive = masked_mean(label, valid)[:, None, None, None]

@@ -11,7 +11,7 @@ import optax
 from mtl_jax.errors import UserError
 from mtl_jax.metrics.confusion import Confusion
 from mtl_jax.metrics.masked import blank, masked_mean
-from mtl_jax.tasks.base import Task
+from mtl_jax.tasks.base import Task, namespace
 from mtl_jax.tasks.colors import class_palette, paint
 
 
@@ -53,6 +53,9 @@ class Semseg(Task):
 
     def encode(self, label):
         return jnp.where(self.known(label), jax.nn.one_hot(label[..., 0], self.channels), 0.0)
+
+    def to_label(self, activated):
+        return namespace(activated).argmax(activated, axis=-1)[..., None].astype(self.label_dtype)
 
     def loss(self, pred, label, valid):
         target = self.encode(blank(label, valid))

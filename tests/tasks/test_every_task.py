@@ -70,6 +70,56 @@ def test_encoding_lives_in_the_space_of_predictions(task):
 
 
 @every_task
+@pytest.mark.parametrize("library", [np, jnp], ids=["NumPy", "JAX"])
+def test_an_encoded_label_is_itself_as_a_prediction(task, library):
+    label, known = make_labels(task)
+    again = task.to_label(library.asarray(task.encode(jnp.asarray(label))))
+    assert again.shape == label.shape and again.dtype == task.label_dtype
+    known = np.broadcast_to(known, label.shape)
+    np.testing.assert_allclose(np.asarray(again)[known], label[known], rtol=1e-6)
+
+
+@every_task
+def test_what_is_predicted_is_known_as_a_label(task):
+    label, _ = make_labels(task)
+    pred = make_pred(task, label)
+    if task.name == "parts":  # no part at all would mean unknown
+        pred[..., 0] = -9
+    predict = jax.jit(lambda raw: task.to_label(task.activate(raw)))
+    for raw in (pred, -abs(pred), 0 * pred - 10 * (pred == -9)):
+        with_jax = predict(raw)
+        with_numpy = np.asarray(task.to_label(np.asarray(task.activate(jnp.asarray(raw)))))
+        np.testing.assert_allclose(with_jax, with_numpy, rtol=1e-5, atol=1e-6)
+        as_stored = with_numpy if task.discrete else with_numpy.astype(np.float16)
+        for labels in (with_numpy, as_stored):
+            assert np.asarray(task.known(labels)).all()
+        if task.headline == "mErr":
+            np.testing.assert_allclose(np.linalg.norm(with_numpy, axis=-1), 1, rtol=1e-6)
+
+
+def test_predictions_become_labels_of_the_tasks_range():
+    def to_label(name, values):
+        return np.asarray(TASKS[name].to_label(np.float32(values)))
+
+    assert to_label("depth", [[-2.0], [0.0], [2.5]]) == pytest.approx(np.float32([[1e-3], [1e-3], [2.5]]))
+    assert to_label("disparity", [[-2.0], [30.0]]) == pytest.approx(np.float32([[1e-3], [30.0]]))
+    assert to_label("albedo", [[-0.5, 0.3, 1.2]]) == pytest.approx(np.float32([[0, 0.3, 1]]))
+    assert to_label("reshading", [[-0.5], [1.2]]) == pytest.approx(np.float32([[-0.5], [1.2]]))
+    assert to_label("saliency", [[0.49], [0.5]]).tolist() == [[0], [1]]
+    assert to_label("normals", [[0, 3, 4], [0, 0, 0]]) == pytest.approx(
+        np.float32([[0, 0.6, 0.8], [0, 0, 1]])
+    )
+    assert to_label("semseg", [[0.1, 0.2, 0.3, 0.3, 0.1]]).tolist() == [[2]]
+
+
+def test_a_predicted_boundary_is_drawn_by_all_annotators():
+    (task,) = tasks.build({"edges": {}}, {"edges": {"annotators": 3, "positive_from": 3}}).values()
+    label = task.to_label(np.float32([[[[0.4], [0.6]]]]))
+    assert label.tolist() == [[[[0, 0, 0], [1, 1, 1]]]]
+    assert (task.loss(np.float32([[[[-9], [9]]]]), label, np.ones((1, 1, 2, 1), np.float32)) < 1e-3).all()
+
+
+@every_task
 def test_loss_falls_towards_the_label(task):
     label, known = make_labels(task)
     valid = known.astype(np.float32)
