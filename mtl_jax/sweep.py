@@ -36,8 +36,14 @@ The config file defines `sweep(arg)` beside `get_config(arg)`. A complete exampl
 Every row and seed k = 0 ... N-1 (config.seed + k) runs as a `python -m mtl_jax.main` of its own in
 DIR/<row>/seed<k> (DIR/<row>/seed<k>/<name> for the `runs` of a row), with its output in log.txt there.
 Finished runs are skipped, interrupted ones go on; a run that fails does not stop the others, and is
-listed in the end, with exit code 1. The table holds every row with finished seeds, also from earlier
-calls: mean ± sample standard deviation over the seeds, and Delta_m over the mean of the baseline row.
+listed in the end, with exit code 1.
+
+In the strings of a row's overrides `{row:NAME}` stands for the folder of row NAME with the same seed, and
+`{row:NAME}/RUN` for that of one of its `runs`: Row({"data.teachers": {"depth": "{row:single-task}/depth"}}).
+A row fails as long as a run that it names so is not finished: put the row NAME before it.
+
+The table holds every row with finished seeds, also from earlier calls: mean ± sample standard deviation
+over the seeds, and Delta_m over the mean of the baseline row.
 """
 
 import argparse
@@ -99,6 +105,12 @@ class Sweep:
     baseline: str
     mini: Overrides = dataclasses.field(default_factory=dict)
 
+    def row(self, name: str) -> Row:
+        """The row of that name; UserError if there is none."""
+        if name not in self.rows:
+            raise UserError(f"the sweep has no row {name!r}: it has {', '.join(self.rows)}")
+        return self.rows[name]
+
 
 @dataclasses.dataclass(frozen=True)
 class Job:
@@ -107,6 +119,7 @@ class Job:
     Attributes:
       spec: FILE:ARG of its config.
       overrides: all of them, in order.
+      needs: folder of each run that has to be finished before -> its row.
     """
 
     row: str
@@ -114,6 +127,7 @@ class Job:
     spec: str
     overrides: Overrides
     workdir: str
+    needs: Mapping[str, str]
 
     def config(self) -> ConfigDict:
         return configs.load(self.spec, self.overrides)
@@ -151,26 +165,25 @@ def jobs(
     """All runs of `rows`, seed by seed; `last` are overrides that win over all others.
 
     Raises:
-      UserError: an unknown row, or a wrong config of one of them, which it names.
+      UserError: an unknown row, also as {row:NAME}, or a wrong config of one of them, which it names.
     """
     result = []
     file = spec.partition(".py")[0] + ".py"
     for name in rows:
-        if name not in sweep.rows:
-            raise UserError(f"the sweep has no row {name!r}: it has {', '.join(sweep.rows)}")
-        row = sweep.rows[name]
+        row = sweep.row(name)
         row_spec = spec if row.arg is None else f"{file}:{row.arg}"
         for part, further in row.parts().items():
             overrides = _chain(row.overrides, further, sweep.mini if scale == "mini" else {}, last)
-            try:
-                config = configs.load(row_spec, overrides)
-                configs.check(config)
-            except UserError as error:
-                raise UserError(f"row {name!r}: {error}") from error
             for k in range(seeds):
                 folder = os.path.join(seed_folder(workdir, name, k), folder_name(part))
-                seeded = {**overrides, "seed": config.seed + k}
-                result.append(Job(name, k, row_spec, seeded, os.path.normpath(folder)))
+                try:
+                    seeded, needs = resolve(overrides, sweep, workdir, k)
+                    config = configs.load(row_spec, seeded)
+                    configs.check(config)
+                except UserError as error:
+                    raise UserError(f"row {name!r}: {error}") from error
+                seeded["seed"] = config.seed + k
+                result.append(Job(name, k, row_spec, seeded, os.path.normpath(folder), needs))
     return sorted(result, key=lambda job: job.seed)
 
 
@@ -182,6 +195,41 @@ def _chain(*overrides: Overrides) -> dict[str, Any]:
             result.pop(key, None)
             result[key] = value
     return result
+
+
+# {row:NAME}, and the first folder below it.
+_REFERENCE = re.compile(r"\{row:([^}]*)\}(?:/([^/]*))?")
+
+
+def resolve(
+    overrides: Overrides, sweep: Sweep, workdir: str, seed: int
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """(overrides with folders in place of {row:NAME}, folder of each run that they name -> its row).
+
+    Raises:
+      UserError: there is no such row, or it has no such run.
+    """
+    needs: dict[str, str] = {}
+
+    def folder(match: re.Match) -> str:
+        name, below = match.groups()
+        parts = [folder_name(part) for part in sweep.row(name).parts()]
+        path = os.path.abspath(seed_folder(workdir, name, seed))
+        if parts == [""]:
+            needs[path] = name
+        elif below in parts:
+            needs[os.path.join(path, below)] = name
+        else:
+            known = ", ".join(f"{{row:{name}}}/{part}" for part in parts) or "none"
+            raise UserError(f"{match[0]} is no run of row {name!r}: its runs are {known}")
+        return path if below is None else os.path.join(path, below)
+
+    def replaced(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: replaced(v) for key, v in value.items()}
+        return _REFERENCE.sub(folder, value) if isinstance(value, str) else value
+
+    return replaced(overrides), needs
 
 
 def folder_name(name: str) -> str:
@@ -196,14 +244,20 @@ def seed_folder(workdir: str, row: str, seed: int) -> str:
 def run(job: Job) -> str | None:
     """Runs a job to its end in a process of its own, unless it is finished; the failure's message, if any.
 
+    A run that it needs and that is not finished is such a failure.
+
     Raises:
       Interrupted: a signal came; the run has saved its state.
     """
+    finished = _finished(job.workdir)
+    missing = [] if finished else [folder for folder in job.needs if not _finished(folder)]
+    if missing:
+        return f"it needs {missing[0]}, which is not finished: run row {job.needs[missing[0]]!r} first"
     try:
         experiment.claim_workdir(job.config(), job.workdir)
     except UserError as error:
         return str(error)
-    if os.path.exists(os.path.join(job.workdir, "eval.json")):
+    if finished:
         return None
     command, log = job.command(), os.path.join(job.workdir, "log.txt")
     with open(log, "a") as output:
@@ -217,6 +271,10 @@ def run(job: Job) -> str | None:
             lines = file.read().strip().splitlines()
         return f"exit code {code}, {lines[-1].removeprefix('error: ')} (see {log})"
     return None
+
+
+def _finished(workdir: str) -> bool:
+    return os.path.exists(os.path.join(workdir, "eval.json"))
 
 
 def _wait_for(command: Sequence[str], output: IO[str]) -> tuple[int, bool]:
@@ -251,7 +309,7 @@ def collect(sweep: Sweep, workdir: str) -> Table | None:
         rows[name] = [
             report.merge([report.read_run(os.path.join(folder, part)) for part in parts])
             for folder in folders
-            if all(os.path.exists(os.path.join(folder, part, "eval.json")) for part in parts)
+            if all(_finished(os.path.join(folder, part)) for part in parts)
         ]
     if not any(rows.values()):
         return None

@@ -246,6 +246,93 @@ def test_half_of_a_seed_does_not_count(tmp_path, monkeypatch, spec, scripted):
     assert sweep.collect(sweep.load_sweep(spec), str(tmp_path / "w")) is None
 
 
+TEACHERS = """            "student": Row({
+                "data.teachers": {"semseg": "{row:single task}/semseg", "depth": "{row:single task}/depth"},
+                "data.options": {"deep": {"wide": "x {row:joint}/checkpoints y"}, "steps": 5},
+            }),
+        },
+        baseline="""
+
+
+@pytest.fixture
+def with_student(tmp_path):
+    """A sweep whose last row names runs of other rows."""
+    path = tmp_path / "student.py"
+    path.write_text(FILE.replace("        },\n        baseline=", TEACHERS))
+    return str(path)
+
+
+def test_a_row_names_the_runs_of_others_by_their_folders(with_student):
+    first, second = plan(with_student, ("student",), seeds=2)
+    here = os.getcwd() + "/runs"
+    for job, seed in ((first, "seed0"), (second, "seed1")):
+        c = job.config()
+        teachers = {name: f"{here}/single_task/{seed}/{name}" for name in ("semseg", "depth")}
+        assert c.data.teachers.to_dict() == teachers
+        wide = {"wide": f"x {here}/joint/{seed}/checkpoints y"}
+        assert c.data.options.to_dict() == {"deep": wide, "steps": 5}
+        assert job.needs == {
+            **dict.fromkeys(teachers.values(), "single task"), f"{here}/joint/{seed}": "joint"
+        }  # fmt: skip
+    assert not any(job.needs for job in plan(with_student))
+
+
+def test_runs_may_name_runs_too(tmp_path, with_student):
+    path = tmp_path / "student.py"
+    runs = 'Row(runs={"again": {"data.options": {"path": "{row:joint}"}}}),\n'
+    path.write_text(path.read_text().replace('"joint": Row(', f'"echo": {runs}"joint": Row('))
+    (job,) = plan(with_student, ("echo",))
+    assert job.config().data.options.path == os.path.abspath("runs/joint/seed0")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("{row:singel task}/depth", "row 'student': the sweep has no row 'singel task': it has single task,"),
+        ("{row:single task}/dpeth", "{row:single task}/dpeth is no run .*: its runs are .*/semseg, .*/depth"),
+        ("{row:single task}", "row 'student': {row:single task} is no run of row 'single task'"),
+        ("{row:quoted}", "{row:quoted} is no run of row 'quoted': its runs are none"),
+    ],
+)
+def test_a_row_that_names_no_run_ends_it(tmp_path, monkeypatch, with_student, capsys, wrong, message):
+    path = tmp_path / "student.py"
+    path.write_text(path.read_text().replace("{row:single task}/depth", wrong))
+    with pytest.raises(SystemExit) as stop:
+        run_sweep(monkeypatch, with_student, tmp_path / "w")
+    assert stop.value.code == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_row_waits_for_the_runs_that_it_names(tmp_path, monkeypatch, with_student, scripted, capsys):
+    workdir = tmp_path / "w"
+    (workdir / "joint" / "seed0").mkdir(parents=True)
+    (workdir / "joint" / "broken").touch()
+
+    def fails(*arguments):
+        with pytest.raises(SystemExit) as stop:
+            run_sweep(monkeypatch, with_student, workdir, *arguments)
+        assert stop.value.code == 1
+        return capsys.readouterr().err
+
+    error = fails("--rows=student")
+    assert f"it needs {workdir}/single_task/seed0/semseg, which is not finished" in error
+    assert "run row 'single task' first" in error
+    assert not scripted and not (workdir / "student").exists()
+    # In the order of the rows their runs come first, and what fails there stops the student alone.
+    assert f"it needs {workdir}/joint/seed0, which is not finished: run row 'joint' first" in fails()
+    assert [os.path.relpath(folder, workdir) for folder in scripted] == [
+        "single_task/seed0/semseg", "single_task/seed0/depth", "joint/seed0", "long/seed0"
+    ]  # fmt: skip
+    (workdir / "joint" / "broken").unlink()
+    run_sweep(monkeypatch, with_student, workdir)
+    assert scripted[4:] == [f"{workdir}/joint/seed0", f"{workdir}/student/seed0"]
+    # What is finished needs nobody any more.
+    (workdir / "single_task" / "seed0" / "depth" / "eval.json").unlink()
+    run_sweep(monkeypatch, with_student, workdir, "--rows=student")
+    assert len(scripted) == 6
+
+
 WAIT = """
 import signal, sys, time
 def stop(*_):
