@@ -19,7 +19,16 @@ from ml_collections import ConfigDict
 from mtl_jax.errors import UserError
 
 # Sub-dicts whose keys belong to the named module; names.build checks them against its `build`.
-OPEN = ("data.options", "tasks", "model", "method", "optimizer.lr_scale")
+OPEN = (
+    "data.options",
+    "data.labels.unlabelled",
+    "data.teachers",
+    "tasks",
+    "model",
+    "method",
+    "optimizer.lr_scale",
+    "optimizer.own",
+)
 
 
 def default() -> ConfigDict:
@@ -39,11 +48,23 @@ def default() -> ConfigDict:
                 "size": (96, 128),  # (height, width) of a training crop
                 "eval_size": None,  # None: native sizes; (height, width): pad to that canvas
                 "cache": True,  # keep decoded examples in memory
+                "labels": {  # which of them training is given; see data/availability.py
+                    "scheme": "fully",  # fully | onelabel | randomlabels | halflabels
+                    "seed": 0,  # of the draw
+                    "tasks": (),  # columns of the table; (): the run's tasks
+                    "file": None,  # a table to read instead
+                    "unlabelled": {},  # task, or `all` -> share of the images that lose the label
+                    "base": None,  # rows from this one on ...
+                    "extension": None,  # ... have the label of this task alone
+                },
+                "teachers": {},  # task -> workdir of a run that labels the images without that label
                 "augment": {
                     "flip": True,  # left to right, for every second example
                     "scale": (1.0, 1.0),  # range of the random enlargement
                     "rotate": 0.0,  # largest angle, degrees
+                    "zoom": (),  # factors of random crops that are enlarged to the full size
                     "color": 0.0,  # strength of brightness, contrast and saturation changes
+                    "rand_augment": 0,  # number of RandAugment's changes of the colours
                 },
             },
             "tasks": {},  # name -> options of the task; `kind` if the module in tasks/ has another name
@@ -56,9 +77,11 @@ def default() -> ConfigDict:
                 "weight_decay": 1e-4,
                 "decay": "kernels",  # kernels: all but norms and biases | all
                 "clip_norm": None,  # largest norm of the whole gradient
-                "schedule": "poly",  # poly (power 0.9) | cosine | constant
+                "schedule": "poly",  # poly (power 0.9) | cosine | constant | halve
                 "warmup_steps": 0,
+                "halve_every": 0.5,  # of the steps; for the schedule `halve`
                 "lr_scale": {},  # group (shared, task, task:<name>, auxiliary) -> factor
+                "own": {},  # group -> learning_rate, schedule, ... of its own
             },
             "ema_decay": None,  # of averaged weights, which are then evaluated and deployed
             "train": {
@@ -103,6 +126,13 @@ def check(config: ConfigDict) -> None:
         "data.eval_size",
         "None or (height, width)",
     )
+    need(0 < optimizer.halve_every <= 1, "optimizer.halve_every", "above 0 and at most 1")
+    need(all(z >= 1 for z in augment.zoom), "data.augment.zoom", "factors of at least 1")
+    need(augment.rand_augment >= 0, "data.augment.rand_augment", "0 or a positive integer")
+    labels = config.data.labels
+    need(labels.file is None or _is_a(labels.file, ""), "data.labels.file", "None or a path")
+    need(labels.base is None or _is_a(labels.base, 1), "data.labels.base", "None or a number of rows")
+    need((labels.base is None) == (labels.extension is None), "data.labels.extension", "set with `base`")
     need(0 < augment.scale[0] <= augment.scale[1], "data.augment.scale", "(low, high) with 0 < low <= high")
     profile = config.train.profile_step
     need(
@@ -133,6 +163,8 @@ def _check_keys(config: ConfigDict) -> None:
 
 def _is_a(value: Any, like: Any) -> bool:
     """Whether a value can stand where `like` stands."""
+    if like == ():  # of any length
+        return isinstance(value, tuple)
     if isinstance(like, tuple):
         same_length = isinstance(value, tuple) and len(value) == len(like)
         return same_length and all(map(_is_a, value, like))

@@ -5,6 +5,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import flax.linen as nn
@@ -20,6 +21,7 @@ from mtl_jax.data.dataset import Dataset
 from mtl_jax.errors import UserError
 from mtl_jax.sharding import make_mesh, replicated
 from mtl_jax.tasks import Task
+from mtl_jax.views import View
 
 
 def build_dataset(config: ConfigDict) -> Dataset:
@@ -46,19 +48,24 @@ def build_method(config: ConfigDict, model: nn.Module, tasks: Mapping[str, Task]
     return names.build("methods", config.method.name, options, model, dict(tasks))
 
 
-def example_batch(config: ConfigDict, tasks: Mapping[str, Task]) -> dict[str, Any]:
-    """A batch of zeros with the size of a training crop, to initialise variables with."""
+def example_batch(
+    config: ConfigDict, tasks: Mapping[str, Task], views: Mapping[str, View] = MappingProxyType({})
+) -> dict[str, Any]:
+    """A batch of zeros with the size of a training crop, as data/pipeline.py makes them."""
     height, width = config.data.size
     batch = config.data.batch_size
     size = {name: (height, width) if task.dense else (1, 1) for name, task in tasks.items()}
-    return {
-        "image": jnp.zeros((batch, height, width, 3)),
+    image = {"image": jnp.zeros((batch, height, width, 3))}
+    labelled = {
         "labels": {
             n: jnp.zeros((batch, *size[n], t.label_channels), t.label_dtype) for n, t in tasks.items()
         },
         "valid": {n: jnp.zeros((batch, *size[n], 1)) for n in tasks},
-        "id": jnp.zeros((batch,), jnp.int32),
     }
+    example = {**image, **labelled, "id": jnp.zeros((batch,), jnp.int32)}
+    if views:
+        example["views"] = {name: image | (labelled if view.zoom else {}) for name, view in views.items()}
+    return example
 
 
 # Keys that may differ between a run and its resumption, since they change no number of it.

@@ -17,10 +17,10 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mtl_jax import evaluate, experiment, figures, optimizer
+from mtl_jax import evaluate, experiment, figures, optimizer, pseudo_label
 from mtl_jax import tasks as tasks_lib
 from mtl_jax.checkpoint import Checkpoints, abstract
-from mtl_jax.data import pipeline
+from mtl_jax.data import availability, pipeline
 from mtl_jax.data.dataset import Split
 from mtl_jax.errors import Interrupted, UserError
 from mtl_jax.logs import Log, Progress
@@ -93,7 +93,7 @@ def init_state(method: Method, config: ConfigDict, rng: jax.Array, batch: Tree) 
 
 def make_step(method: Method, config: ConfigDict) -> Callable[[TrainState, Tree], tuple[TrainState, Tree]]:
     """The pure train step: (state, batch) -> (new state, metrics by `task/metric`)."""
-    rate = optimizer.schedule(config.optimizer, config.train.steps)
+    common = optimizer.schedule(config.optimizer, config.train.steps)
     clip, decay = config.optimizer.clip_norm, config.ema_decay
 
     def turn_update(train: TrainState, batch: Tree, rng: jax.Array, turn: str | None):
@@ -105,11 +105,17 @@ def make_step(method: Method, config: ConfigDict) -> Callable[[TrainState, Tree]
         groups = method.groups(train.params)
         tx = optimizer.transformation(config.optimizer, groups)
         updates, opt_state = tx.update(grads, train.opt_state, train.params)
-        lr = rate(train.step)
-        trained = method.trains(turn)
-        used = jax.tree.map(lambda group: trained is None or group in trained, groups)
-        params = jax.tree.map(lambda p, u, on: p - lr * u if on else p, train.params, updates, used)
-        if trained is not None:  # momentum and counters of the other groups stay as they are
+        labels = set(jax.tree.leaves(groups))
+        schedules = optimizer.schedules(config.optimizer, config.train.steps, labels)
+        rates = {label: schedule(train.step) for label, schedule in schedules.items()}
+        trained = labels if method.trains(turn) is None else method.trains(turn)
+        params = jax.tree.map(
+            lambda p, u, group: p - rates[group] * u if group in trained else p,
+            train.params,
+            updates,
+            groups,
+        )
+        if method.trains(turn) is not None:  # momentum and counters of the other groups stay as they are
             inner = {
                 group: opt_state.inner_states[group] if group in trained else old
                 for group, old in train.opt_state.inner_states.items()
@@ -118,7 +124,12 @@ def make_step(method: Method, config: ConfigDict) -> Callable[[TrainState, Tree]
         new = train.replace(params=params, state=method.update(params, state), opt_state=opt_state)
         if (idle := method.idle(batch, turn)) is not None:
             new = jax.tree.map(lambda old, new: jnp.where(idle, old, new), train, new)
-        return new, {**metrics, "all/loss": loss, f"{turn or 'all'}/grad_norm": norm, "all/learning_rate": lr}
+        return new, {
+            **metrics,
+            "all/loss": loss,
+            f"{turn or 'all'}/grad_norm": norm,
+            "all/learning_rate": common(train.step),
+        }
 
     def step(train: TrainState, batch: Tree) -> tuple[TrainState, Tree]:
         metrics = {}
@@ -179,13 +190,14 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
     # All that can be wrong with the config shows here, before anything is rendered, read or written.
     whole = replicated(mesh)
     key = jax.random.key(config.seed)
-    batch = experiment.example_batch(config, tasks)
+    batch = experiment.example_batch(config, tasks, method.views)
     fresh = jax.jit(lambda key: init_state(method, config, key, batch), out_shardings=whole)
     shapes = abstract(jax.eval_shape(fresh, key), whole)
     train_step = make_step(method, config)
     experiment.claim_workdir(config, workdir)
     experiment.write_tasks(workdir, config, dataset)
     splits = {key: dataset.split(config.data[key], tuple(tasks)) for key in ("train", "eval")}
+    splits["train"], statistics = with_given_labels(splits["train"], config, workdir, method)
     if config.data.cache:  # it is read at every evaluation; train_batches keeps what it reads itself
         splits["eval"] = pipeline.cached(splits["eval"])
 
@@ -201,6 +213,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
         log.say(f"resuming {workdir} at step {start} of {config.train.steps}")
     else:
         log.say(parameter_overview.get_parameter_overview(state.params, include_stats=False))
+        log.say(statistics)
 
     # Evaluation, and the reference that every result is compared to.
     eval_split = config.data.eval
@@ -221,7 +234,9 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
         out_shardings=whole,
         donate_argnums=0,
     )
-    batches = pipeline.train_batches(splits["train"], tasks, config.data, config.seed, start, this_host())
+    batches = pipeline.train_batches(
+        splits["train"], tasks, config.data, config.seed, start, this_host(), method.views
+    )
     batches = pipeline.to_device(batches, batch_sharding(mesh))
     progress = Progress(log, start, config.train.steps, config.data.batch_size)
     pending: collections.deque[tuple[int, Tree]] = collections.deque()
@@ -293,15 +308,34 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
     experiment.write_results(workdir, report)
     figures.curves(workdir)
     if config.figures.examples:
-        some = first(splits["eval"], config.figures.examples)
+        some = splits["eval"].subset(range(config.figures.examples))
         draw_panels(os.path.join(workdir, "figures", "panels.png"), config, state, model, some, tasks)
     log.say(f"results {workdir}/eval.json · pictures {workdir}/figures")
     return report
 
 
-def first(split: Split, count: int) -> Split:
-    """The first `count` examples of `split`."""
-    return dataclasses.replace(split, ids=split.ids[:count], sizes=split.sizes[:count])
+def with_given_labels(split: Split, config: ConfigDict, workdir: str, method: Method) -> tuple[Split, str]:
+    """The training split with the labels that config.data.labels gives it, and how many they are, in words.
+
+    Labels that config.data.teachers can make are filled in; images without any are left out unless the
+    method uses them.
+
+    Raises:
+      UserError: a scheme, a table or a teacher that does not fit, or labels the method cannot train with.
+    """
+    tasks = method.tasks
+    given = availability.claim(workdir, config.data.labels, tuple(tasks), len(split))
+    statistics = availability.statistics(given)
+    split = dataclasses.replace(split, given=given)
+    if config.data.teachers:
+        folder = os.path.join(workdir, "pseudo_labels")
+        split = pseudo_label.fill(split, tasks, config.data.teachers, folder)
+    labelled = np.any(list(split.given.values()), axis=0)
+    if not method.uses_unlabelled and not labelled.all():
+        split = split.subset(np.flatnonzero(labelled))
+        statistics += f"\n{np.sum(~labelled)} images without any label are left out"
+    method.check_labels(split.given)
+    return split, statistics
 
 
 def draw_panels(
@@ -323,7 +357,9 @@ def constant_results(
     config: ConfigDict, splits: Mapping[str, Split], tasks: Tasks, mesh: Mesh
 ) -> dict[str, float]:
     """Results of the best constant prediction of each task, from at most 1000 training examples."""
-    some = pipeline.eval_batches(first(splits["train"], 1000), tasks, config.data)
+    some = pipeline.eval_batches(
+        splits["train"].subset(range(min(1000, len(splits["train"])))), tasks, config.data
+    )
     values = evaluate.mean_labels(some, tasks)
     evaluation = evaluate.Evaluation(evaluate.constant_predictor(tasks), tasks, mesh)
     return evaluation(values, pipeline.eval_batches(splits["eval"], tasks, config.data, this_host()))

@@ -7,20 +7,34 @@ Dropping `method` leaves the deployable model bit for bit.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from mtl_jax.errors import UserError
 from mtl_jax.methods import weighting as weightings
 from mtl_jax.methods.weighting import Weighting
 from mtl_jax.models.naming import owner
 from mtl_jax.models.prediction import Prediction
 from mtl_jax.tasks import Task
+from mtl_jax.views import View
 
 Tree = Any
 Metrics = dict[str, jax.Array]
+
+
+def check_dense(method: str, tasks: Mapping[str, Task], least: int = 1) -> None:
+    """UserError if a method that compares maps of `least` tasks or more cannot do so with these."""
+    if len(tasks) < least:
+        raise UserError(
+            f"config.method {method!r} needs at least {least} tasks, not {', '.join(tasks)} alone"
+        )
+    for name, task in tasks.items():
+        if not task.dense:
+            raise UserError(f"config.method {method!r} works on dense tasks: task {name!r} is not dense")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +50,19 @@ class Method:
     model: nn.Module
     tasks: Mapping[str, Task]
     weighting: Weighting
+
+    # Further views of each training example, which `batch["views"]` then holds by these names.
+    views: ClassVar[Mapping[str, View]] = {}
+    # Whether images without any label are of use; they are left out of training otherwise.
+    uses_unlabelled: ClassVar[bool] = False
+
+    def check_labels(self, given: Mapping[str, np.ndarray]) -> None:
+        """UserError if the method cannot train with such labels: {task: bool[N]}, is it given, per image."""
+        for task, images in given.items():
+            if not images.any():
+                raise UserError(
+                    f"no training image is given a label of task {task!r}: see config.data.labels"
+                )
 
     @property
     def turns(self) -> tuple[str | None, ...]:
@@ -79,7 +106,8 @@ class Method:
 
         Args:
           params, state: as from `init`.
-          batch: global batch {"image": f32[B,H,W,3], "labels", "valid": {task: ...}, "id": i32[B]}.
+          batch: global batch {"image": f32[B,H,W,3], "labels", "valid": {task: ...}, "id": i32[B]}, and
+            "views": {name: ...} if the method has some.
           rng: key of this step and turn.
           step: i32[], number of completed steps.
           turn: one of `turns`, static.

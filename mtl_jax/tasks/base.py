@@ -67,6 +67,8 @@ class Task:
       better: +1 if a larger headline is better, -1 if a smaller one is.
       unit: of the headline in tables; "%" marks a fraction, which tables show times 100.
       discrete: True if labels are classes, False if they are quantities.
+      values: what `activate` and `encode` give: "classes" (channels that exclude each other, sum 1), "unit"
+        (each in [0, 1]), "directions" (unit vectors), or "real" (quantities without bounds).
     """
 
     name: str
@@ -81,6 +83,7 @@ class Task:
     better: ClassVar[int]
     unit: ClassVar[str] = ""
     discrete: ClassVar[bool] = False
+    values: ClassVar[str] = "real"
 
     # Geometry of a canonical label [..., H, W, C]; resampling itself is done by data/augment.py.
 

@@ -57,6 +57,7 @@ class Edges(Task):
     better = 1
     unit = "%"
     discrete = True
+    values = "unit"
 
     @property
     def label_channels(self) -> int:

@@ -32,6 +32,7 @@ class Normals(Task):
     headline = "mErr"
     better = -1
     unit = "°"
+    values = "directions"
 
     def known(self, label):
         return (label[..., :1] != 0) | (label[..., 1:2] != 0) | (label[..., 2:] != 0)

@@ -34,6 +34,7 @@ class Saliency(Task):
     better = 1
     unit = "%"
     discrete = True
+    values = "unit"
 
     def known(self, label):
         return label != 255

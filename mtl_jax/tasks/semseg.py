@@ -44,6 +44,7 @@ class Semseg(Task):
     better = 1
     unit = "%"
     discrete = True
+    values = "classes"
 
     def known(self, label):
         return label != self.fill
