@@ -127,7 +127,7 @@ class _Unpickler(pickle.Unpickler):
             ("collections", "OrderedDict"): collections.OrderedDict,
             ("torch", "Size"): tuple,
             # Made anew each time, since a pickle may set attributes of what it named.
-            ("torch._utils", "_rebuild_tensor"): lambda *args: _tensor(*args),
+            ("torch._utils", "_rebuild_tensor"): lambda *args: _tensor(*args[:4]),
             ("torch._utils", "_rebuild_tensor_v2"): lambda *args: _tensor(*args[:4]),
             ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
         }

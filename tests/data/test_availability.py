@@ -169,6 +169,17 @@ def test_unlabelled_images_are_nested():
     assert stats.chi2_contingency([kept, gone]).pvalue > 1e-3
 
 
+def test_the_images_that_lose_their_label_are_drawn_apart_from_the_labels():
+    lost = []
+    for seed in range(200):
+        full = availability.table(options(scheme="onelabel", seed=seed), TASKS, 30)
+        kept = availability.table(options(scheme="onelabel", seed=seed, unlabelled={"all": 0.5}), TASKS, 30)
+        lost.append((full - kept)[:, 0].sum())
+    law = stats.hypergeom(30, 10, 15)  # of 30 images, 10 have the label, 15 are chosen
+    assert abs(np.mean(lost) - law.mean()) < 4 * law.std() / 200**0.5
+    assert abs(np.var(lost) / law.var() - 1) < 0.4
+
+
 def test_single_labels_are_lost_from_the_same_images():
     given = availability.table(options(unlabelled={"depth": 0.25, "normals": 0.5, "all": 0.125}), TASKS, 16)
     assert given.sum(0).tolist() == [14, 12, 8]

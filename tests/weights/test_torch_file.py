@@ -8,6 +8,7 @@ import sys
 import types
 import zipfile
 from collections import OrderedDict
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -75,15 +76,13 @@ FAKES |= {
 FAKES["torch", "Size"] = named("torch", "Size")
 
 
-@pytest.fixture(autouse=True)
-def fake_torch(monkeypatch):
-    """Modules that pickle looks the stand-ins up in, in writing."""
-    modules = {name: types.ModuleType(name) for name in ("torch", "torch._utils")}
+def modules():
+    """Where pickle looks the stand-ins up, in writing; in reading there is no torch."""
+    found = {name: types.ModuleType(name) for name in ("torch", "torch._utils")}
     for (module, name), fake in FAKES.items():
-        setattr(modules[module], name, fake)
-    modules["torch"]._utils = modules["torch._utils"]
-    for name, module in modules.items():
-        monkeypatch.setitem(sys.modules, name, module)
+        setattr(found[module], name, fake)
+    found["torch"]._utils = found["torch._utils"]
+    return found
 
 
 class Pickler(pickle.Pickler):
@@ -102,7 +101,8 @@ class Pickler(pickle.Pickler):
 
 def pickled(obj, legacy):
     stream, storages = io.BytesIO(), {}
-    Pickler(stream, storages, legacy).dump(obj)
+    with mock.patch.dict(sys.modules, modules()):
+        Pickler(stream, storages, legacy).dump(obj)
     return stream.getvalue(), storages
 
 
@@ -247,14 +247,15 @@ def test_other_objects_are_named(encode, load):
 
 
 def test_a_pickle_cannot_change_the_reader(load):
-    # GLOBAL torch._utils _rebuild_tensor_v2, then BUILD with (None, {"__defaults__": (1,)}).
-    poison = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\nN}X\x0c\x00\x00\x00__defaults__K\x01\x85s\x86b."
+    # GLOBAL torch._utils _rebuild_tensor, then BUILD with (None, {"__defaults__": (1,)}).
+    poison = b"\x80\x02ctorch._utils\n_rebuild_tensor\nN}X\x0c\x00\x00\x00__defaults__K\x01\x85s\x86b."
     sound = legacy(whole(np.ones(3, np.float32)))
     start = sound.index(b"\x80\x02ctorch._utils")
     with pytest.raises(UserError):
         load(sound[:start] + poison)
     np.testing.assert_array_equal(load(sound), np.ones(3))
-    poison = poison.replace(b"torch._utils\n_rebuild_tensor_v2", b"torch\nFloatStorage")
+    assert torch_file._tensor.__defaults__ is None
+    poison = poison.replace(b"torch._utils\n_rebuild_tensor", b"torch\nFloatStorage")
     with pytest.raises(UserError, match="cannot read"):
         load(sound[:start] + poison)
     assert torch_file.STORED["FloatStorage"] == np.float32
