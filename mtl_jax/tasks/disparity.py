@@ -13,23 +13,24 @@ from mtl_jax.tasks.regression import HEADLINES, Regression
 
 @dataclasses.dataclass(frozen=True)
 class Disparity(Regression):
-    """Canonical label: pixels of the image at hand (focal length * baseline / depth); 0 is unknown.
+    """Canonical label: proportional to 1 / depth, such as the pixels between the images; 0 is unknown.
 
     Loss: `smooth_l1` of depth.
 
     Attributes:
       smoothness: weight of the gradient term.
-      max_disparity: pixels at which pictures saturate.
+      max_disparity: at which pictures saturate.
       headline: "rmse" over all pixels, its mean over images "rmse_image", or "absErr".
+      unit: of the label: pixels (focal length * baseline / depth), unless the dataset has another.
     """
 
     headline: str = "rmse"
     smoothness: float = 0.0
     max_disparity: float = 64.0
+    unit: str = "px"
 
     fill = 0.0
     interpolation = "nearest"
-    unit = "px"
 
     def known(self, label):
         return label > 0
@@ -50,9 +51,13 @@ class Disparity(Regression):
 
 
 def build(
-    name: str, smoothness: float = 0.0, max_disparity: float = 64.0, headline: str = "rmse"
+    name: str,
+    smoothness: float = 0.0,
+    max_disparity: float = 64.0,
+    headline: str = "rmse",
+    unit: str = "px",
 ) -> Disparity:
     """Raises UserError for an unknown `headline`."""
     headline = known_headline(name, headline, HEADLINES)
     smoothness, max_disparity = float(smoothness), float(max_disparity)
-    return Disparity(name, headline=headline, smoothness=smoothness, max_disparity=max_disparity)
+    return Disparity(name, headline=headline, smoothness=smoothness, max_disparity=max_disparity, unit=unit)

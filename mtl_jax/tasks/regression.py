@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mtl_jax.errors import UserError
 from mtl_jax.metrics.masked import blank, masked_mean
 from mtl_jax.metrics.regression import Errors
 from mtl_jax.tasks.base import Task, namespace
@@ -16,9 +17,15 @@ HEADLINES = ("absErr", "rmse", "rmse_image")
 
 @dataclasses.dataclass(frozen=True)
 class Regression(Task):
-    """Canonical label: a scalar in [0, 1]; NaN is unknown. Loss: L1."""
+    """Canonical label: a scalar in the unit of its dataset; NaN is unknown. Loss: L1.
+
+    Attributes:
+      low, high: black and white in pictures.
+    """
 
     headline: str = "absErr"
+    low: float = 0.0
+    high: float = 1.0
 
     fill = float("nan")
     interpolation = "bilinear"
@@ -42,10 +49,14 @@ class Regression(Task):
         return jnp.mean(jnp.abs(a - b), axis=-1)
 
     def colorize(self, encoded):
-        """Black to white over [0, 1]; NaN is striped."""
+        """Black to white from `low` to `high`; NaN is striped."""
         value = np.asarray(encoded)[..., 0]
-        return heat(np.clip(value, 0, 1), np.isnan(value), "gray")
+        shade = (value - self.low) / (self.high - self.low)
+        return heat(np.clip(shade, 0, 1), np.isnan(value), "gray")
 
 
-def build(name: str) -> Regression:
-    return Regression(name)
+def build(name: str, low: float = 0.0, high: float = 1.0) -> Regression:
+    """Raises UserError if `high` is not above `low`."""
+    if not low < high:
+        raise UserError(f"task {name!r}: high is {high}, which is not above low = {low}")
+    return Regression(name, low=float(low), high=float(high))
