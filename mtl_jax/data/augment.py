@@ -1,16 +1,22 @@
 """Random changes of one training example: seeded, without state, the same geometry for image and labels."""
 
 import math
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from mtl_jax.data.rand_augment import LUMA, clip, rand_augment
 from mtl_jax.tasks.base import Task
+from mtl_jax.views import View
 
 tf.config.set_visible_devices([], "GPU")  # the accelerator's memory belongs to JAX
 
 GREY = 0.5  # padding of images: near zero after the usual normalisation
+
+Example = tuple[tf.Tensor, dict[str, tf.Tensor]]
+"""(image, labels by task)"""
 
 
 class Geometry(NamedTuple):
@@ -45,8 +51,11 @@ def augment(
     size: tuple[int, int],
     options: Any,
     seed: tf.Tensor,
-) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-    """Random scale, crop or padding, rotation, mirroring and colours of one example.
+    views: Mapping[str, View] = {},
+) -> tuple[Example, dict[str, Example]]:
+    """Random scale, crop or padding, rotation, mirroring, zoom and colours of one example.
+
+    Zoom and colours are drawn anew for each view; its name, not its place among the others, decides on them.
 
     Args:
       image: uint8[h,w,3].
@@ -54,19 +63,87 @@ def augment(
       tasks: the tasks by name.
       size: (H, W) of the result.
       options: `flip` (bool), `scale` ((lo, hi), of which one factor is drawn evenly), `rotate` (up to so many
-        degrees either way), `color` (relative strength of brightness, contrast and saturation).
+        degrees either way), `zoom` (factors from 1 on, of which `zoom_crop` draws one; none: no zoom crop),
+        `color` (relative strength of brightness, contrast and saturation), `rand_augment` (number of
+        operations).
       seed: int[2]; equal seeds give equal results.
+      views: further views by name; each stands behind the one that it is made from.
 
     Returns:
-      f32[H,W,3] in [0,1], and the labels [H,W,C] in `label_dtype`, `fill` where they are unknown.
+      The example: f32[H,W,3] in [0,1], and the labels [H,W,C] in `label_dtype`, `fill` where they are
+      unknown; and such an example for each view.
     """
-    draw = tf.random.stateless_uniform([8], seed)
-    geometry = _draw_geometry(tf.shape(image)[:2], size, options, draw[:5])
+    geometry = _draw_geometry(tf.shape(image)[:2], size, options, _draw(seed)[:5])
     warp = _turned(geometry, size) if options.rotate else _upright(geometry, size, options)
     image = tf.cast(warp(image, "bilinear", 255 * GREY), tf.float32) * (1 / 255)
-    if options.color:
-        image = _jitter(image, 1 + options.color * (2 * draw[5:] - 1))
-    return image, {name: _warp_label(label, tasks[name], geometry, warp) for name, label in labels.items()}
+    labels = {name: _warp_label(label, tasks[name], geometry, warp) for name, label in labels.items()}
+
+    own = View(zoom=bool(options.zoom))  # the example itself: None among the views
+    placed, coloured = {None: (image, labels)}, {}
+    for name, view in {None: own, **views}.items():
+        key = seed if name is None else _seed_for(seed, f"view {name}")
+        image, labels = placed[view.of]
+        if view.zoom:
+            image, labels = zoom_crop(image, labels, tasks, options.zoom, _seed_for(key, "zoom"))
+        placed[name] = image, labels
+        coloured[name] = _change_colours(image, options, key), labels
+    return coloured.pop(None), coloured
+
+
+def zoom_crop(
+    image: tf.Tensor,
+    labels: Mapping[str, tf.Tensor],
+    tasks: Mapping[str, Task],
+    factors: Sequence[float],
+    seed: tf.Tensor,
+) -> Example:
+    """An even choice of `factors` and of all places: crops floor(H/s) x floor(W/s), resized back to H x W.
+
+    Corners stay corners where values are mixed, and canvas row k shows crop row floor(k h/H) where they are
+    copied (RandomScaleCrop of Liu et al., CVPR 2019); factor 1 changes nothing.
+
+    Args:
+      image: f32[H,W,3], of known size.
+      labels: [H,W,C] in `label_dtype` by task, as `augment` returns them; likewise the result.
+      tasks: the tasks by name.
+      factors: enlargements, from 1 on.
+      seed: int[2].
+    """
+    size = tuple(image.shape[:2])
+    draw = tf.random.stateless_uniform([3], seed)
+
+    def evenly(place: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+        return tf.cast(place * tf.cast(count, tf.float32), tf.int32)
+
+    which = evenly(draw[0], len(factors))
+    lengths = tf.constant([[int(side / s) for side in size] for s in factors])[which]
+    factor = tf.constant(factors, tf.float32)[which]
+    starts = evenly(draw[1:], tf.constant(size) - lengths + 1)
+    rows, columns = (starts[a] + tf.range(size[a]) * lengths[a] // size[a] for a in (0, 1))
+
+    def warp(x: tf.Tensor, interpolation: str, fill: float) -> tf.Tensor:
+        del fill  # the crop has no outside
+        if interpolation == "nearest":
+            return tf.gather(tf.gather(x, rows), columns, axis=1)
+        (top, left), (below, right) = tf.unstack(starts), tf.unstack(starts + lengths)
+        crop = x[top:below, left:right]
+        return tf.raw_ops.ResizeBilinear(images=crop[None], size=size, align_corners=True)[0]
+
+    def zoomed(label: tf.Tensor, task: Task) -> tf.Tensor:
+        return task.rescale(_resample(label, task, warp), factor) if task.dense else label
+
+    return warp(image, "bilinear", GREY), {name: zoomed(x, tasks[name]) for name, x in labels.items()}
+
+
+def _seed_for(seed: tf.Tensor, purpose: str) -> tf.Tensor:
+    """i64[2]: another seed, for random numbers that have nothing to do with those of `seed`."""
+    number = tf.constant(zlib.crc32(purpose.encode()), tf.int64)
+    return tf.random.experimental.stateless_fold_in(tf.cast(seed, tf.int64), number)
+
+
+def _draw(seed: tf.Tensor) -> tf.Tensor:
+    """f32[8]: five numbers for the geometry, three for the colours."""
+    return tf.random.stateless_uniform([8], seed)
 
 
 def _draw_geometry(native: tf.Tensor, size: tuple[int, int], options: Any, draw: tf.Tensor) -> Geometry:
@@ -179,15 +256,19 @@ def _warp_label(label: tf.Tensor, task: Task, g: Geometry, warp: Warp) -> tf.Ten
     """Places by `warp`, values by the task."""
     if not task.dense:
         return tf.cast(label, task.label_dtype)
-    if task.interpolation == "nearest":
-        label = tf.cast(warp(_able_to_hold(task.fill, label), "nearest", task.fill), task.label_dtype)
-    else:  # a mixture with an unknown value is unknown
-        label = tf.cast(label, task.label_dtype)
-        known = task.known(label)
-        mixed = warp(tf.where(known, label, 0), "bilinear", 0.0)
-        label = tf.where(warp(tf.cast(known, label.dtype), "bilinear", 0.0) > 0.999, mixed, task.fill)
+    label = _resample(label, task, warp)
     label = task.rotate(task.rescale(label, g.scale), g.radians)
     return tf.cond(g.flip, lambda: task.flip(label), lambda: label)
+
+
+def _resample(label: tf.Tensor, task: Task, warp: Warp) -> tf.Tensor:
+    """[H,W,C] in `label_dtype`: a mixture with an unknown value is unknown."""
+    if task.interpolation == "nearest":
+        return tf.cast(warp(_able_to_hold(task.fill, label), "nearest", task.fill), task.label_dtype)
+    label = tf.cast(label, task.label_dtype)
+    known = task.known(label)
+    mixed = warp(tf.where(known, label, 0), "bilinear", 0.0)
+    return tf.where(warp(tf.cast(known, label.dtype), "bilinear", 0.0) > 0.999, mixed, task.fill)
 
 
 def _able_to_hold(fill: float, label: tf.Tensor) -> tf.Tensor:
@@ -195,17 +276,22 @@ def _able_to_hold(fill: float, label: tf.Tensor) -> tf.Tensor:
     return tf.cast(label, tf.float32) if math.isnan(fill) and not label.dtype.is_floating else label
 
 
+def _change_colours(image: tf.Tensor, options: Any, seed: tf.Tensor) -> tf.Tensor:
+    if options.color:
+        image = _jitter(image, 1 + options.color * (2 * _draw(seed)[5:] - 1))
+    if options.rand_augment:
+        image = rand_augment(image, _seed_for(seed, "rand_augment"), options.rand_augment)
+    return image
+
+
 def _jitter(image: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
     """Brightness, contrast and saturation of f32[H,W,3], times `factors` f32[3].
 
-    They are one affine map of the colours: saturation mixes each colour with its grey value (ITU-R
-    BT.601 weights), contrast stretches about the image's mean.
+    They are one affine map of the colours: saturation mixes each colour with its grey value, contrast
+    stretches about the image's mean.
     """
     brightness, contrast, saturation = tf.unstack(factors)
-    grey = tf.constant([[0.299], [0.587], [0.114]]) * tf.ones((1, 3))
+    grey = tf.constant(LUMA)[:, None] * tf.ones((1, 3))
     colours = brightness * contrast * (saturation * tf.eye(3) + (1 - saturation) * grey)
     shift = brightness * (1 - contrast) * tf.reduce_mean(image)
-    mixed = tf.reshape(tf.reshape(image, (-1, 3)) @ colours, tf.shape(image)) + shift
-    return tf.raw_ops.ClipByValue(
-        t=mixed, clip_value_min=0.0, clip_value_max=1.0
-    )  # a third of clip_by_value's time
+    return clip(tf.reshape(tf.reshape(image, (-1, 3)) @ colours, tf.shape(image)) + shift)

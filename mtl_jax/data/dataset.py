@@ -18,14 +18,26 @@ class Split:
       ids: one unique name per example, in the split's own order.
       sizes: i32[N,2], height and width of each image.
       load: index -> Example; thread-safe; raises UserError that names the file it cannot read.
+      given: task -> bool[N]: whether its label is given to training; None: all are.
     """
 
     ids: Sequence[str]
     sizes: np.ndarray
     load: Callable[[int], Example]
+    given: Mapping[str, np.ndarray] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def subset(self, indices: Sequence[int]) -> "Split":
+        """These examples alone, in this order."""
+        kept = np.asarray(indices, int)
+        return Split(
+            ids=[self.ids[i] for i in kept],
+            sizes=self.sizes[kept],
+            load=lambda index: self.load(int(kept[index])),
+            given=self.given and {task: mask[kept] for task, mask in self.given.items()},
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,8 +1,10 @@
 """Examples -> batches -> devices.
 
 A batch is {"image": f32[B,H,W,3] in [0,1], "labels": {task: [B,H,W,C]}, "valid": {task: f32[B,H,W,1]},
-"id": i32[B]}. `valid` is 0 where the label is unknown (the label is 0 there too) and 1 elsewhere; `id` is
-the example's index in its split, -1 in rows that only fill up the last batch (valid is 0 all over them).
+"id": i32[B]}. `valid` is 0 where the label is unknown or not given (the label is 0 there too) and 1
+elsewhere; `id` is the example's index in its split, -1 in rows that only fill up the last batch (valid is 0
+all over them). Further views of a training batch are in "views": {name: {"image", "labels", "valid"}}, or
+{name: {"image"}} where the labels are those of the view that it is made from.
 """
 
 import atexit
@@ -12,7 +14,7 @@ import os
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -24,6 +26,7 @@ from mtl_jax.data.augment import GREY, augment
 from mtl_jax.data.dataset import Split
 from mtl_jax.errors import UserError
 from mtl_jax.tasks.base import Task
+from mtl_jax.views import View
 
 Batch = dict[str, Any]
 
@@ -42,6 +45,7 @@ def train_batches(
     seed: int,
     start: int = 0,
     shard: tuple[int, int] = (0, 1),
+    views: Mapping[str, View] = {},
 ) -> Iterator[Batch]:
     """Endless augmented batches; number s depends on (seed, s) alone.
 
@@ -54,11 +58,14 @@ def train_batches(
       seed: of the order and of all augmentation.
       start: number of the first batch.
       shard: (k, n): this host gets rows [k B/n, (k+1) B/n) of every batch.
+      views: further views of every example by name; each stands behind the one that it is made from.
 
     Raises:
-      UserError: the batch cannot be shared among the hosts, the split is empty, or images differ in size
-        while data.size is None; while iterating, whatever reading an example raises.
+      UserError: the batch cannot be shared among the hosts, the split is empty, images differ in size while
+        data.size is None, or a view is a zoom crop while data.augment.zoom is empty; while iterating,
+        whatever reading an example raises.
     """
+    _check_zoom(views, data.augment.zoom)
     rows = _rows_per_host("data.batch_size", data.batch_size, shard[1])
     size = tuple(data.size) if data.size else _only_size(split)
     load, failure = _loader(cached(split) if data.cache else split, tasks)
@@ -68,8 +75,15 @@ def train_batches(
         index = _shuffled(position, len(split), seed)
         image, labels = load(index)
         key = tf.random.experimental.stateless_fold_in(tf.constant([seed, 0], tf.int64), position)
-        image, labels = augment(image, labels, tasks, size, data.augment, key)
-        return _entry(image, labels, tasks, index, tf.constant(True))
+        own, others = augment(image, labels, tasks, size, data.augment, key, views)
+        given = _given(split, tasks, index)
+        batch = {**_entry(*own, tasks, given), "id": tf.cast(index, tf.int32)}
+        if views:
+            batch["views"] = {
+                name: _entry(*others[name], tasks, given) if view.zoom else {"image": others[name][0]}
+                for name, view in views.items()
+            }
+        return batch
 
     examples = tf.data.Dataset.range(start * rows, np.iinfo(np.int64).max)
     return _batches(examples, example, rows, failure)
@@ -107,7 +121,8 @@ def eval_batches(
         if canvas:
             image = _pad(image, canvas, GREY)
             labels = {n: _pad(x, canvas, tasks[n].fill) if tasks[n].dense else x for n, x in labels.items()}
-        return _entry(image, labels, tasks, index, real)
+        given = {name: mask & real for name, mask in _given(split, tasks, index).items()}
+        return {**_entry(image, labels, tasks, given), "id": tf.where(real, tf.cast(index, tf.int32), -1)}
 
     examples = tf.data.Dataset.from_tensor_slices(_eval_rows(groups, data.eval_batch_size, shard))
     return _batches(examples, example, rows, failure)
@@ -177,18 +192,33 @@ def _loader(split: Split, tasks: Mapping[str, Task]) -> tuple[Callable, list[Exc
     return load, failure
 
 
+def _check_zoom(views: Mapping[str, View], factors: Sequence[float]) -> None:
+    zoomed = [name for name, view in views.items() if view.zoom]
+    if zoomed and not factors:
+        raise UserError(
+            f"the method's view {zoomed[0]!r} is a zoom crop, but config.data.augment.zoom is empty:"
+            " set it to factors such as (1.0, 1.2, 1.5)"
+        )
+
+
+def _given(split: Split, tasks: Mapping[str, Task], index: tf.Tensor) -> dict[str, tf.Tensor]:
+    """bool by task: whether the label of the example is given."""
+    if split.given is None:
+        return {name: tf.constant(True) for name in tasks}
+    return {name: tf.constant(split.given[name], tf.bool)[index] for name in tasks}
+
+
 def _entry(
-    image: tf.Tensor, labels: dict, tasks: Mapping[str, Task], index: tf.Tensor, real: tf.Tensor
+    image: tf.Tensor, labels: dict, tasks: Mapping[str, Task], given: Mapping[str, tf.Tensor]
 ) -> Batch:
-    """One row of a batch; `real` is False in a row that only fills up."""
-    known = {name: tasks[name].known(label) & real for name, label in labels.items()}
+    """Image, labels and validity of one row of a batch; what is not `given` is unknown all over."""
+    known = {name: tasks[name].known(label) & given[name] for name, label in labels.items()}
     return {
         "image": image,
         "labels": {
             name: tf.where(known[name], label, tf.zeros((), label.dtype)) for name, label in labels.items()
         },
         "valid": {name: tf.cast(mask, tf.float32) for name, mask in known.items()},
-        "id": tf.where(real, tf.cast(index, tf.int32), -1),
     }
 
 

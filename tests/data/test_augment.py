@@ -4,12 +4,14 @@ import dataclasses
 
 import numpy as np
 import pytest
+import scipy.stats
 import tensorflow as tf
 from ml_collections import ConfigDict
 
 from mtl_jax import tasks as task_modules
-from mtl_jax.data.augment import _jitter, augment
+from mtl_jax.data.augment import _jitter, augment, zoom_crop
 from mtl_jax.tasks.base import Task
+from mtl_jax.views import View
 
 TASKS = task_modules.build(
     {"semseg": {}, "depth": {}, "normals": {}, "shading": {}},
@@ -38,11 +40,27 @@ class Verdict(Place):
     dense = False
 
 
-def run(image, labels, tasks, size, seed, flip=False, scale=(1.0, 1.0), rotate=0.0, color=0.0):
-    options = ConfigDict({"flip": flip, "scale": scale, "rotate": rotate, "color": color})
-    labels = {name: tf.constant(label) for name, label in labels.items()}
-    image, labels = augment(tf.constant(image), labels, tasks, size, options, tf.constant([3, seed]))
+NOTHING = {"flip": False, "scale": (1.0, 1.0), "rotate": 0.0, "zoom": (), "color": 0.0, "rand_augment": 0}
+
+
+def arrays(image, labels):
     return image.numpy(), {name: label.numpy() for name, label in labels.items()}
+
+
+def run_views(image, labels, tasks, size, seed, views, **options):
+    labels = {name: tf.constant(label) for name, label in labels.items()}
+    options = ConfigDict({**NOTHING, **options})
+    own, others = augment(tf.constant(image), labels, tasks, size, options, tf.constant([3, seed]), views)
+    return arrays(*own), {name: arrays(*other) for name, other in others.items()}
+
+
+def run(image, labels, tasks, size, seed, **options):
+    return run_views(image, labels, tasks, size, seed, {}, **options)[0]
+
+
+def zoom(image, labels, tasks, factors, seed):
+    labels = {name: tf.constant(label) for name, label in labels.items()}
+    return arrays(*zoom_crop(tf.constant(image), labels, tasks, factors, tf.constant([5, seed])))
 
 
 def places(height, width):
@@ -254,3 +272,160 @@ def test_equal_seeds_give_equal_results():
     other, _ = run(noise(20, 20), {}, {}, (16, 16), 6, color=0.3, **MIXED[1])
     np.testing.assert_array_equal(one, two)
     assert np.abs(one - other).mean() > 0.01
+
+
+def test_a_zoom_crop_by_value():
+    """Rows 1 to 4 and columns 2 to 5 of a 6x6 image that shows 10 row + column, enlarged by 1.5."""
+    y, x = np.mgrid[:6, :6].astype(np.float32)
+    value = (10 * y + x)[..., None]
+    labels = {"semseg": value.astype(np.int32), "depth": value, "shading": value}
+    crops = (zoom(np.tile(value, (1, 1, 3)), labels, TASKS, (1.5,), seed) for seed in range(99))
+    image, got = next(crop for crop in crops if crop[1]["semseg"][0, 0] == 12)
+    np.testing.assert_array_equal(got["semseg"][0, :, 0], [12, 12, 13, 14, 14, 15])
+    np.testing.assert_array_equal(got["semseg"][:, 0, 0], [12, 12, 22, 32, 32, 42])
+    np.testing.assert_allclose(got["depth"][0, :, 0], [8, 8, 8.6667, 9.3333, 9.3333, 10], atol=1e-4)
+    for mixed in (image[..., 1], got["shading"][..., 0]):
+        np.testing.assert_allclose(mixed[0], [12, 12.6, 13.2, 13.8, 14.4, 15], atol=1e-5)
+        np.testing.assert_allclose(mixed[:, 0], [12, 18, 24, 30, 36, 42], atol=1e-5)
+
+
+def test_zoom_crops_are_those_of_the_formula_at_every_place_and_factor():
+    """Against NumPy in float64, for sizes that the factors do not divide."""
+    height, width, factors = 7, 9, (1.0, 1.2, 1.5)
+    image = np.random.default_rng(0).random((height, width, 3)).astype(np.float32)
+    at = places(height, width)
+    classes = (np.arange(63).reshape(height, width, 1) + 300).astype(np.int32)
+    labels = {"semseg": classes, "depth": classes.astype(np.float32), "place": at}
+    seen = []
+    for seed in range(700):
+        got, moved = zoom(image, labels, {**TASKS, "place": Place("place")}, factors, seed)
+        left, top = moved["place"][0, 0] * [1, -1]
+        right, bottom = moved["place"][-1, -1] * [1, -1]
+        h, w = int(bottom - top) + 1, int(right - left) + 1
+        seen.append((h, w, int(top), int(left)))
+        rows, columns = np.linspace(top, top + h - 1, height), np.linspace(left, left + w - 1, width)
+        both = np.stack([[np.interp(columns, range(9), row) for row in image[..., c]] for c in range(3)], -1)
+        both = np.stack([np.interp(rows, range(7), both[:, x, c]) for x in range(9) for c in range(3)], -1)
+        np.testing.assert_allclose(got, both.reshape(7, 9, 3), atol=1e-5)
+        source = classes[int(top) + np.arange(7) * h // 7][:, int(left) + np.arange(9) * w // 9]
+        np.testing.assert_array_equal(moved["semseg"], source)
+        factor = {(7, 9): 1.0, (5, 7): 1.2, (4, 6): 1.5}[h, w]
+        np.testing.assert_allclose(moved["depth"], source / factor, rtol=1e-6)
+    kinds, counts = np.unique([s[0] for s in seen], return_counts=True)
+    assert kinds.tolist() == [4, 5, 7] and scipy.stats.chisquare(counts).pvalue > 1e-3
+    for h, w in ((5, 7), (4, 6)):  # both ends are reached, and all places evenly
+        _, counts = np.unique([s for s in seen if s[0] == h], axis=0, return_counts=True)
+        assert len(counts) == (8 - h) * (10 - w) and scipy.stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_a_zoom_by_one_changes_no_bit():
+    rng = np.random.default_rng(0)
+    normals = rng.normal(size=(8, 9, 3)).astype(np.float32)
+    normals[2] = 0
+    shading = np.where(rng.random((8, 9, 1)) < 0.3, np.nan, rng.random((8, 9, 1))).astype(np.float32)
+    labels = {
+        "semseg": rng.integers(0, 255, (8, 9, 1), np.int32),
+        "depth": rng.random((8, 9, 1), np.float32),
+        "normals": normals,
+        "shading": shading,
+    }
+    image = rng.random((8, 9, 3), np.float32)
+    for seed in range(5):
+        seen, got = zoom(image, labels, TASKS, (1.0,), seed)
+        np.testing.assert_array_equal(seen, image)
+        for name, label in labels.items():
+            np.testing.assert_array_equal(got[name], label)
+
+
+def test_a_zoom_leaves_directions_and_verdicts_and_mirroring_turns_normals():
+    normal = np.array([0.6, 0.0, 0.8], np.float32)
+    labels = {"normals": np.tile(normal, (12, 16, 1)), "verdict": np.full((1, 1, 2), 4.0, np.float32)}
+    tasks = {**TASKS, "verdict": Verdict("verdict")}
+    signs = set()
+    for seed in range(12):
+        _, got = run(noise(12, 16), labels, tasks, (12, 16), seed, flip=True, zoom=(1.2, 1.5))
+        sign = np.sign(got["normals"][0, 0, 0])
+        np.testing.assert_allclose(got["normals"], labels["normals"] * [sign, 1, 1], atol=1e-6)
+        np.testing.assert_array_equal(got["verdict"], labels["verdict"])
+        signs.add(sign)
+    assert signs == {-1, 1}
+
+
+def test_a_zoom_mixes_nothing_unknown_into_what_is_known():
+    hole = np.random.default_rng(0).random((24, 24, 1)) < 0.1
+    normal = np.array([0.6, 0.0, 0.8], np.float32)
+    labels = {
+        "normals": np.where(hole, 0, normal).astype(np.float32),
+        "shading": np.where(hole, np.nan, 0.7).astype(np.float32),
+    }
+    for seed in range(10):
+        _, got = zoom(np.zeros((24, 24, 3), np.float32), labels, TASKS, (1.2, 1.5), seed)
+        known = ~np.isnan(got["shading"][..., 0])
+        assert 0.3 < known.mean() < 1
+        np.testing.assert_allclose(got["shading"][known], 0.7, atol=1e-3)
+        np.testing.assert_allclose(got["normals"][known], np.tile(normal, (known.sum(), 1)), atol=1e-3)
+        np.testing.assert_array_equal(got["normals"][~known], 0)
+
+
+VIEWS = {
+    "near": View(),
+    "nearer": View(of="near"),
+    "other": View(),
+    "recoloured": View(of="near", zoom=False),
+}
+LIVELY = {"flip": True, "scale": (0.8, 1.2), "zoom": (1.2, 1.5), "color": 0.3, "rand_augment": 2}
+
+
+def view_of_places(seed, views, **options):
+    at = places(30, 40)
+    image = np.stack([4 * at[..., 0], -5 * at[..., 1], 60 + 0 * at[..., 0]], axis=-1).astype(np.uint8)
+    return run_views(image, {"p": at}, {"p": Place("p")}, (24, 32), seed, views, **options)
+
+
+def test_a_view_is_a_zoom_crop_of_the_one_it_is_made_from():
+    lively = {**LIVELY, "scale": (1.0, 1.0), "color": 0.0, "rand_augment": 0}
+    corners = set()
+    for seed in range(12):
+        own, others = view_of_places(seed, VIEWS, **lively)
+        boxes = {
+            name: (*labels["p"].min((0, 1)), *labels["p"].max((0, 1)))
+            for name, (_, labels) in {None: own, **others}.items()
+        }
+        for name, view in VIEWS.items():
+            inner, outer = np.array(boxes[name]), np.array(boxes[view.of])
+            assert (inner[:2] >= outer[:2]).all() and (inner[2:] <= outer[2:]).all()
+            assert (inner[2:] - inner[:2] < 0.9 * (outer[2:] - outer[:2])).all() == view.zoom
+            image, labels = others[name]  # and shows what its labels tell
+            shown = np.stack([image[..., 0] * 255 / 4, -image[..., 1] * 255 / 5], axis=-1)
+            np.testing.assert_allclose(shown, labels["p"], atol=0.01)
+        assert boxes["near"] != boxes["other"]
+        corners.add(boxes["near"])
+    assert len(corners) == 12
+
+
+def test_without_a_zoom_a_view_shows_the_same_place_in_other_colours():
+    for seed in range(4):
+        own, others = view_of_places(seed, {"recoloured": View(zoom=False)}, color=0.4)
+        np.testing.assert_array_equal(others["recoloured"][1]["p"], own[1]["p"])
+        assert np.abs(others["recoloured"][0] - own[0]).mean() > 0.003
+        assert [name for name in others] == ["recoloured"]
+    own, others = view_of_places(0, VIEWS, zoom=(1.5,))
+    np.testing.assert_array_equal(others["recoloured"][0], others["near"][0])
+
+
+def test_a_view_changes_nothing_in_the_others():
+    every = view_of_places(7, VIEWS, **LIVELY)
+    some = {name: VIEWS[name] for name in ("other", "near")}
+    fewer = view_of_places(7, some, **LIVELY)
+    none = view_of_places(7, {}, **LIVELY)
+    for one, two in [(every[0], fewer[0]), (every[0], none[0]), *((every[1][n], fewer[1][n]) for n in some)]:
+        np.testing.assert_array_equal(one[0], two[0])
+        np.testing.assert_array_equal(one[1]["p"], two[1]["p"])
+
+
+def test_labels_do_not_feel_the_colours():
+    plain = view_of_places(3, VIEWS, **{**LIVELY, "color": 0.0, "rand_augment": 0})
+    lively = view_of_places(3, VIEWS, **LIVELY)
+    for one, two in [(plain[0], lively[0]), *((plain[1][name], lively[1][name]) for name in VIEWS)]:
+        np.testing.assert_array_equal(one[1]["p"], two[1]["p"])
+        assert np.abs(one[0] - two[0]).max() > 0.01 and two[0].min() >= 0 and two[0].max() <= 1

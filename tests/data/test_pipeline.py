@@ -19,6 +19,7 @@ from mtl_jax import tasks as task_modules
 from mtl_jax.data import pipeline
 from mtl_jax.data.dataset import Split
 from mtl_jax.errors import UserError
+from mtl_jax.views import View
 
 TASKS = task_modules.build(
     {"semseg": {}, "shading": {}, "scene": {}},
@@ -40,16 +41,20 @@ def example(index, size=(6, 8)):
     return {"image": rng.integers(0, 256, (*size, 3)).astype(np.uint8), "labels": labels}
 
 
-def make_split(count=10, sizes=None, load=None):
+def make_split(count=10, sizes=None, load=None, given=None):
     sizes = np.array(sizes or [(6, 8)] * count, np.int32)
-    return Split(
-        [f"photo{i}" for i in range(len(sizes))], sizes, load or (lambda i: example(i, tuple(sizes[i])))
-    )
+    ids = [f"photo{i}" for i in range(len(sizes))]
+    return Split(ids, sizes, load or (lambda i: example(i, tuple(sizes[i]))), given)
+
+
+def augmented(**changes):
+    nothing = {"flip": False, "scale": (1.0, 1.0), "rotate": 0.0, "zoom": (), "color": 0.0, "rand_augment": 0}
+    return {**nothing, **changes}
 
 
 def options(**changes):
     data = {"batch_size": 4, "eval_batch_size": 4, "size": (5, 6), "eval_size": None, "cache": False}
-    data["augment"] = {"flip": True, "scale": (0.8, 1.5), "rotate": 0.0, "color": 0.3}
+    data["augment"] = augmented(scale=(0.8, 1.5), color=0.3, flip=True)
     return ConfigDict({**data, **changes})
 
 
@@ -104,7 +109,7 @@ def test_hosts_share_the_global_batch():
 
 
 def test_a_batch_holds_the_labels_and_where_they_are_known():
-    keep = options(size=None, augment={"flip": False, "scale": (1.0, 1.0), "rotate": 0.0, "color": 0.0})
+    keep = options(size=None, augment=augmented())
     for batch in (
         next(pipeline.train_batches(make_split(), TASKS, keep, seed=0)),
         next(pipeline.eval_batches(make_split(), TASKS, keep)),
@@ -122,6 +127,94 @@ def test_a_batch_holds_the_labels_and_where_they_are_known():
         assert batch["image"].dtype == batch["valid"]["semseg"].dtype == np.float32
         assert batch["labels"]["semseg"].dtype == batch["id"].dtype == np.int32
         assert batch["labels"]["scene"].shape == batch["valid"]["scene"].shape == (4, 1, 1, 1)
+
+
+VIEWS = {"near": View(), "other": View(), "recoloured": View(of="near", zoom=False)}
+
+
+def lively(**changes):
+    return options(augment=augmented(flip=True, zoom=(1.0, 1.2, 1.5), color=0.2, rand_augment=2), **changes)
+
+
+def test_views_are_parts_of_the_batch():
+    batch = next(pipeline.train_batches(make_split(), TASKS, lively(), seed=0, views=VIEWS))
+    assert {name: set(view) for name, view in batch["views"].items()} == {
+        "near": {"image", "labels", "valid"},
+        "other": {"image", "labels", "valid"},
+        "recoloured": {"image"},
+    }
+    for view in batch["views"].values():
+        assert view["image"].shape == (4, 5, 6, 3) and view["image"].dtype == np.float32
+    for name in ("near", "other"):
+        labels, valid = batch["views"][name]["labels"], batch["views"][name]["valid"]
+        assert jax.tree.map(np.shape, labels) == jax.tree.map(np.shape, batch["labels"])
+        for task in TASKS:
+            assert valid[task].any() and not labels[task][valid[task] == 0].any()
+        np.testing.assert_array_equal(labels["scene"][:, 0, 0, 0], batch["id"])
+    assert "views" not in next(pipeline.train_batches(make_split(), TASKS, lively(), seed=0))
+
+
+def test_views_depend_on_seed_number_and_name_alone(monkeypatch):
+    def batches(views=VIEWS, **more):
+        return pipeline.train_batches(make_split(), TASKS, lively(), seed=7, views=views, **more)
+
+    whole = take(batches(), 4)
+    assert_same(whole[2:], take(batches(start=2), 2))
+    parts = [take(batches(start=2, shard=(k, 2)), 2) for k in range(2)]
+    joined = [jax.tree.map(lambda *x: np.concatenate(x), *both) for both in zip(*parts, strict=True)]
+    assert_same(whole[2:], joined)
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    assert_same(whole, take(batches(), 4))
+    for alone in take(batches({"other": VIEWS["other"]}), 1):
+        assert_same(whole[0]["views"]["other"], alone["views"]["other"])
+        assert_same(whole[0]["image"], alone["image"])
+
+
+def test_zoomed_views_need_factors():
+    pipeline.train_batches(make_split(), TASKS, options(), seed=0, views={"strong": View(zoom=False)})
+    with pytest.raises(UserError, match="view 'near' .* config.data.augment.zoom"):
+        pipeline.train_batches(make_split(), TASKS, options(), seed=0, views=VIEWS)
+
+
+def test_a_label_that_is_not_given_is_nowhere():
+    """Whatever stands there: the batches are the same, bit for bit, and all of it is unknown."""
+    rng = np.random.default_rng(0)
+    given = {name: rng.random(10) < 0.5 for name in TASKS}
+
+    def with_garbage(index):
+        found = example(index)
+        for name, label in found["labels"].items():
+            if not given[name][index]:
+                found["labels"][name] = rng.integers(1, 9, label.shape).astype(label.dtype)
+        return found
+
+    def batches(load, data):
+        split = make_split(load=load, given=given)
+        yield from take(pipeline.train_batches(split, TASKS, data, seed=0, views=VIEWS), 5)
+        yield from pipeline.eval_batches(split, TASKS, data)
+
+    for data in (lively(cache=True), lively(cache=False)):
+        for batch, garbled in zip(batches(example, data), batches(with_garbage, data), strict=True):
+            assert_same(batch, garbled)
+            real = batch["id"] >= 0
+            views = batch.get("views", {})
+            for view in (batch, *(views[name] for name in views if name != "recoloured")):
+                for name in TASKS:
+                    known = view["valid"][name].any((1, 2, 3))
+                    np.testing.assert_array_equal(known[real], given[name][batch["id"][real]])
+                    assert not view["labels"][name][~known].any()
+
+
+def test_a_subset_keeps_what_belongs_to_an_example():
+    sizes = [(6, 8 + i) for i in range(5)]
+    split = make_split(sizes=sizes, given={"semseg": np.array([1, 0, 0, 1, 0], bool)})
+    part = split.subset([3, 1, 4])
+    assert len(part) == 3 and part.ids == ["photo3", "photo1", "photo4"]
+    np.testing.assert_array_equal(part.sizes, [sizes[3], sizes[1], sizes[4]])
+    np.testing.assert_array_equal(part.given["semseg"], [True, False, False])
+    assert part.load(2)["image"].shape == (6, 12, 3) and part.load(0)["labels"]["scene"] == 3
+    assert part.subset(range(1)).ids == ["photo3"] and part.subset([]).ids == []
+    assert pipeline.cached(part).given is part.given and make_split().subset([2]).given is None
 
 
 @pytest.mark.parametrize("eval_size", [None, (9, 10)])
@@ -276,7 +369,7 @@ def test_a_program_ends_although_batches_are_being_read(ending):
             return {{"image": np.zeros((4, 4, 3), np.uint8), "labels": {{}}}}
 
         broken = False
-        augment = {{"flip": False, "scale": (1.0, 1.0), "rotate": 0.0, "color": 0.0}}
+        augment = {augmented()}
         data = ConfigDict({{"batch_size": 2, "size": (4, 4), "cache": False, "augment": augment}})
         split = Split(["a", "b"], np.full((2, 2), 4, np.int32), load)
         batches = pipeline.train_batches(split, {{}}, data, 0)
