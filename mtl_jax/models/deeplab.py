@@ -13,7 +13,6 @@ import jax.numpy as jnp
 
 from mtl_jax.errors import UserError
 from mtl_jax.models import modulation
-from mtl_jax.models import norm as norms
 from mtl_jax.models.backbones import mobilenet_v2, resnet
 from mtl_jax.models.decoders import deeplab, ubernet
 from mtl_jax.models.heads import DenseHead, GlobalHead
@@ -26,6 +25,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 BACKBONES = ("resnet", "mobilenet_v2")
+NORMS = ("batch", "group")  # statistics of an instance would be those of one pixel in the ASPP's average
 DECODERS = {  # and the gates that each can have
     "shared": modulation.SE,
     "own": ("none", "task"),
@@ -156,7 +156,7 @@ def build(
     """
     _check("dtype", dtype, ("float32", "bfloat16"))
     _check("model.backbone", backbone, BACKBONES)
-    _check("model.norm", norm, norms.KINDS)
+    _check("model.norm", norm, NORMS)
     _check("model.output_stride", output_stride, resnet.OUTPUT_STRIDES)
     _check("model.decoder", decoder, DECODERS)
     _check("model.encoder_se", encoder_se, modulation.SE)

@@ -2,6 +2,7 @@
 
 Squeeze-and-excitation gates re-weight the shared channels, residual adapters add to the shared
 convolutions, and normalisation keeps scale, shift and statistics; a task runs its own, and no other's.
+Where what changes is chosen for each example, a table has a scale and a shift for every choice (FiLM).
 """
 
 import dataclasses
@@ -23,11 +24,14 @@ class Modulation:
       se: squeeze-and-excitation gates: "none", "shared" by all tasks, or one for each "task".
       adapters: each task has 1x1 convolutions parallel to the shared ones.
       norm: each task has its own normalisation.
+      film: rows of the tables that scale and shift what is normalised; 0 for no tables. With them, the
+        `task` of a network is no name but i32[B], the row of each example.
     """
 
     se: str = "none"
     adapters: bool = False
     norm: bool = False
+    film: int = 0
 
     @property
     def per_task(self) -> bool:
@@ -56,3 +60,22 @@ class SqueezeExcite(nn.Module):
         gate = nn.sigmoid(nn.Dense(channels, name="excite", **options)(self.activation(hidden)))
         self.sow("intermediates", "gate", gate)
         return x * gate[:, None, None]
+
+
+class FiLM(nn.Module):
+    """Feature-wise linear modulation (Perez et al., AAAI 2018): x * scale[row] + bias[row], at first x.
+
+    Attributes:
+      rows: of the tables `scale` and `bias`, f32[rows,C].
+    """
+
+    rows: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, row: jax.Array) -> jax.Array:
+        """f[B,H,W,C], i32[B] below `rows` -> f[B,H,W,C]."""
+        shape = (self.rows, x.shape[-1])
+        scale = self.param("scale", nn.initializers.ones, shape).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, shape).astype(self.dtype)
+        return x * scale[row][:, None, None] + bias[row][:, None, None]

@@ -9,21 +9,22 @@ import jax
 import jax.numpy as jnp
 
 from mtl_jax.models.conv import Conv
-from mtl_jax.models.modulation import Modulation, SqueezeExcite
+from mtl_jax.models.modulation import FiLM, Modulation, SqueezeExcite
 from mtl_jax.models.naming import owned
 
-KINDS = ("batch", "group")
+KINDS = ("batch", "group", "instance")
 
 
 class Norm(nn.Module):
-    """Batch or group normalisation with learnt scale and shift; statistics are float32.
+    """Batch, group or instance normalisation with learnt scale and shift; statistics are float32.
 
     Batch statistics are those of the global batch, on however many devices it lies; the running ones
     keep 0.9 of their value per update. 32 groups (Wu & He, ECCV 2018), fewer where a group would
-    have less than two channels.
+    have less than two channels. Instance statistics are those of one channel of one example: a map of
+    one pixel becomes 0.
 
     Attributes:
-      kind: "batch" or "group".
+      kind: one of KINDS.
       zero: start with scale 0, so that a residual branch starts as the identity.
     """
 
@@ -41,18 +42,20 @@ class Norm(nn.Module):
         }
         if self.kind == "batch":
             return nn.BatchNorm(use_running_average=not train, momentum=0.9, **options)(x)
+        if self.kind == "instance":
+            return nn.InstanceNorm(**options)(x)
         return nn.GroupNorm(num_groups=math.gcd(32, max(1, x.shape[-1] // 2)), **options)(x)
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias (+ adapter), normalisation, activation, gate.
+    """Convolution (+ adapter), normalisation (and a scale and shift from a table), activation, gate.
 
     Attributes:
-      groups: of the convolution; see models/conv.py.
+      groups, use_bias, kernel_init: of the convolution; see models/conv.py.
       zero: start with normalisation scale 0.
       activation: None for a linear unit.
       modulation: what it has beside the convolution; submodules `adapter`, `norm` and `se`, or
-        those names with `@task`.
+        those names with `@task`, and `film`.
       adapter: whether it takes part where `modulation` has adapters; they start as zeros.
       reduction: of the gate, where `modulation` has gates; None for a unit without.
       gate_activation: of the gate's hidden layer.
@@ -63,6 +66,8 @@ class ConvNorm(nn.Module):
     stride: int = 1
     dilation: int = 1
     groups: int = 1
+    use_bias: bool = False
+    kernel_init: nn.initializers.Initializer = nn.initializers.he_normal()
     norm: str = "batch"
     zero: bool = False
     activation: Callable[[jax.Array], jax.Array] | None = None
@@ -73,7 +78,7 @@ class ConvNorm(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool, task: str | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool, task: str | jax.Array | None = None) -> jax.Array:
         """f[B,H,W,C] -> f[B, ceil(H / stride), ceil(W / stride), features], for `task` if it matters."""
         mine = self.modulation
         y = Conv(
@@ -82,7 +87,9 @@ class ConvNorm(nn.Module):
             self.stride,
             self.dilation,
             self.groups,
-            dtype=self.dtype,
+            self.use_bias,
+            self.kernel_init,
+            self.dtype,
             name="conv",
         )(x)
         if self.adapter and mine.adapters:
@@ -95,6 +102,8 @@ class ConvNorm(nn.Module):
                 name=owned("adapter", task),
             )(x)
         y = Norm(self.norm, self.dtype, self.zero, name=owned("norm", task if mine.norm else None))(y, train)
+        if mine.film:
+            y = FiLM(mine.film, self.dtype, name="film")(y, task)
         if self.activation is not None:
             y = self.activation(y)
         if self.reduction and mine.se != "none":

@@ -79,6 +79,39 @@ def test_order_within_a_unit():
     np.testing.assert_allclose(out, y, rtol=1e-3, atol=1e-4)
 
 
+def test_tables_scale_and_shift_what_is_normalised():
+    """Convolution with bias, norm, the example's row of the tables, activation: in NumPy."""
+    unit = ConvNorm(
+        6, 1, use_bias=True, norm="instance", activation=jax.nn.relu, modulation=Modulation(film=3)
+    )
+    row = jnp.array([2, 0])
+    rng = np.random.default_rng(0)
+    fresh = unit.init(KEY, IMAGE, True, row)["params"]
+    table = fresh["film"]
+    np.testing.assert_array_equal(table["scale"], np.ones((3, 6)))
+    np.testing.assert_array_equal(table["bias"], np.zeros((3, 6)))
+    params = jax.tree.map(lambda x: x + 0.3 * rng.normal(size=x.shape), fresh)
+    p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+    y = np.float64(IMAGE) @ p["conv"]["kernel"][0, 0] + p["conv"]["bias"]
+    y = (y - y.mean((1, 2), keepdims=True)) / np.sqrt(y.var((1, 2), keepdims=True) + 1e-5)
+    (norm,) = p["norm"].values()
+    y = y * norm["scale"] + norm["bias"]
+    y[0] = y[0] * p["film"]["scale"][2] + p["film"]["bias"][2]
+    y[1] = y[1] * p["film"]["scale"][0] + p["film"]["bias"][0]
+    out = unit.apply({"params": params}, IMAGE, True, row)
+    np.testing.assert_allclose(out, np.maximum(y, 0), rtol=1e-3, atol=1e-4)
+
+
+def test_every_norm_of_a_residual_encoder_has_its_tables():
+    encoder = ResNet(18, 0.125, "instance", modulation=Modulation(film=2))
+    variables = jax.eval_shape(lambda: encoder.init(KEY, IMAGE, False, jnp.zeros(2, jnp.int32)))
+    paths = [tuple(entry.key for entry in path) for path, _ in jax.tree.leaves_with_path(variables["params"])]
+    norms, tables = (
+        {path[: path.index(name)] for path in paths if name in path} for name in ("norm", "film")
+    )
+    assert norms == tables and ("stem",) in tables and len(tables) == 1 + 4 * 4
+
+
 def test_an_adapter_stands_beside_the_3x3():
     """With a silent 3x3 and the identity as adapter, the block is that without its 3x3 convolution."""
     block = Bottleneck(4, stride=1, modulation=Modulation(adapters=True))

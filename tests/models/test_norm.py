@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtl_jax.models.norm import ConvNorm, Norm
+from mtl_jax.models.norm import KINDS, ConvNorm, Norm
 
 X = np.random.default_rng(0).normal(2.0, 3.0, size=(4, 5, 3, 8)).astype(np.float32)
 
@@ -35,9 +35,25 @@ def test_group_norm(channels, groups):
     np.testing.assert_allclose(module.apply(variables, x, train=True), expected, atol=2e-5)
 
 
-@pytest.mark.parametrize("kind", ["batch", "group"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_bfloat16_keeps_parameters_and_statistics_in_float32(kind):
     module = ConvNorm(16, norm=kind, dtype=jnp.bfloat16)
     variables = module.init(jax.random.key(0), X, train=False)
     assert module.apply(variables, X, train=False).dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+
+
+def test_instance_norm_is_of_one_channel_of_one_example():
+    module = Norm("instance")
+    variables = module.init(jax.random.key(0), X, train=True)
+    assert set(variables) == {"params"}
+    (affine,) = variables["params"].values()
+    params = {"scale": np.linspace(0.5, 2, 8), "bias": np.linspace(-1, 1, 8)}
+    assert jax.tree.map(np.shape, dict(affine)) == jax.tree.map(np.shape, params)
+    x = X.astype(np.float64)
+    mean, var = x.mean((1, 2), keepdims=True), x.var((1, 2), keepdims=True)
+    expected = (x - mean) / np.sqrt(var + 1e-5) * params["scale"] + params["bias"]
+    (name,) = variables["params"]
+    for train in (True, False):
+        y = module.apply({"params": {name: params}}, X, train=train)
+        np.testing.assert_allclose(y, expected, atol=1e-5)

@@ -54,7 +54,7 @@ class Bottleneck(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool, task: str | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool, task: str | jax.Array | None = None) -> jax.Array:
         """f[B,H,W,C] -> f[B, ceil(H / stride), ceil(W / stride), 4 * features]."""
         unit = functools.partial(ConvNorm, norm=self.norm, modulation=self.modulation, dtype=self.dtype)
         inner = functools.partial(unit, self.features, activation=nn.relu)
@@ -84,7 +84,7 @@ class ResNet(nn.Module):
       output_stride: 8, 16 or 32; input size over size of the last map.
       stride_in_1x1: where a block has its stride: in the first 1x1 (He et al.), or in the 3x3 (as
         most released weights).
-      modulation: of every block; the stem is shared by all tasks.
+      modulation: of every block; of it, the stem has the tables (`film`) alone.
     """
 
     depth: int = 50
@@ -101,11 +101,20 @@ class ResNet(nn.Module):
         return f"stage4_block{BLOCKS[self.depth][-1]}"
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool, task: str | None = None) -> list[jax.Array]:
+    def __call__(self, x: jax.Array, train: bool, task: str | jax.Array | None = None) -> list[jax.Array]:
         """Normalised image f32[B,H,W,3] -> maps of the four stages, strides 4, 8, 16, 32 at most."""
         channels = base_channels(self.width)
-        stem = ConvNorm(channels, 7, 2, norm=self.norm, activation=nn.relu, dtype=self.dtype, name="stem")
-        x = max_pool(stem(x, train))
+        stem = ConvNorm(
+            channels,
+            7,
+            2,
+            norm=self.norm,
+            activation=nn.relu,
+            modulation=Modulation(film=self.modulation.film),
+            dtype=self.dtype,
+            name="stem",
+        )
+        x = max_pool(stem(x, train, task))
         maps, reached, dilation = [], 4, 1
         for stage, blocks in enumerate(BLOCKS[self.depth]):
             wanted = 1 if stage == 0 else 2
