@@ -133,7 +133,7 @@ VIEWS = {"near": View(), "other": View(), "recoloured": View(of="near", zoom=Fal
 
 
 def lively(**changes):
-    return options(augment=augmented(flip=True, zoom=(1.0, 1.2, 1.5), color=0.2, rand_augment=2), **changes)
+    return options(augment=augmented(flip=True, zoom=(1.0, 1.2, 1.5), color=0.2, rand_augment=1), **changes)
 
 
 def test_views_are_parts_of_the_batch():
@@ -159,15 +159,13 @@ def test_views_depend_on_seed_number_and_name_alone(monkeypatch):
         return pipeline.train_batches(make_split(), TASKS, lively(), seed=7, views=views, **more)
 
     whole = take(batches(), 4)
-    assert_same(whole[2:], take(batches(start=2), 2))
-    parts = [take(batches(start=2, shard=(k, 2)), 2) for k in range(2)]
-    joined = [jax.tree.map(lambda *x: np.concatenate(x), *both) for both in zip(*parts, strict=True)]
-    assert_same(whole[2:], joined)
+    half = take(batches(start=2, shard=(1, 2)), 2)
+    assert_same(jax.tree.map(lambda x: x[2:], whole[2:]), half)
     monkeypatch.setattr("os.cpu_count", lambda: 1)
-    assert_same(whole, take(batches(), 4))
-    for alone in take(batches({"other": VIEWS["other"]}), 1):
-        assert_same(whole[0]["views"]["other"], alone["views"]["other"])
-        assert_same(whole[0]["image"], alone["image"])
+    alone = take(batches({"other": VIEWS["other"]}), 4)
+    for one, two in zip(whole, alone, strict=True):
+        assert_same(one["views"]["other"], two["views"]["other"])
+        assert_same(one["image"], two["image"])
 
 
 def test_zoomed_views_need_factors():
@@ -188,21 +186,20 @@ def test_a_label_that_is_not_given_is_nowhere():
                 found["labels"][name] = rng.integers(1, 9, label.shape).astype(label.dtype)
         return found
 
-    def batches(load, data):
-        split = make_split(load=load, given=given)
-        yield from take(pipeline.train_batches(split, TASKS, data, seed=0, views=VIEWS), 5)
+    def batches(load, cache):
+        split, views = make_split(load=load, given=given), {"near": View()}
+        data = options(augment=augmented(flip=True, scale=(0.8, 1.2), zoom=(1.2, 1.5)), cache=cache)
+        yield from take(pipeline.train_batches(split, TASKS, data, seed=0, views=views), 5)
         yield from pipeline.eval_batches(split, TASKS, data)
 
-    for data in (lively(cache=True), lively(cache=False)):
-        for batch, garbled in zip(batches(example, data), batches(with_garbage, data), strict=True):
-            assert_same(batch, garbled)
-            real = batch["id"] >= 0
-            views = batch.get("views", {})
-            for view in (batch, *(views[name] for name in views if name != "recoloured")):
-                for name in TASKS:
-                    known = view["valid"][name].any((1, 2, 3))
-                    np.testing.assert_array_equal(known[real], given[name][batch["id"][real]])
-                    assert not view["labels"][name][~known].any()
+    for batch, garbled in zip(batches(example, True), batches(with_garbage, False), strict=True):
+        assert_same(batch, garbled)
+        real = batch["id"] >= 0
+        for view in (batch, *batch.get("views", {}).values()):
+            for name in TASKS:
+                known = view["valid"][name].any((1, 2, 3))
+                np.testing.assert_array_equal(known[real], given[name][batch["id"][real]])
+                assert not view["labels"][name][~known].any()
 
 
 def test_a_subset_keeps_what_belongs_to_an_example():
