@@ -1,4 +1,4 @@
-"""Multi-task DeepLabv3+: one encoder, one decoder for all tasks or one for each, one head per task.
+"""Multi-task DeepLabv3(+): one encoder, one decoder for all tasks or one for each, one head per task.
 
 With modulation (models/modulation.py), what is shared behaves differently for each task, and a task's
 prediction runs the modules that all tasks share and its own, no other's.
@@ -127,12 +127,13 @@ def build(
     stride_in_1x1: bool = False,
     decoder_width: int = 256,
     decoder: str = "shared",
+    skip: bool = True,
     encoder_se: str = "none",
     decoder_se: str = "none",
     adapters: bool = False,
     task_norm: bool | None = None,
 ) -> DeepLab:
-    """A DeepLabv3+ for `tasks`.
+    """A DeepLabv3+, or a DeepLabv3, for `tasks`.
 
     Args:
       dtype: of the computation, "float32" or "bfloat16"; parameters and statistics are float32.
@@ -145,6 +146,8 @@ def build(
       decoder_width: channels of the decoder, a multiple of 16; an "ubernet" has as many as its task.
       decoder: "shared" by all tasks, with a 1x1 head each; or each task's "own"; or "ubernet", each
         task's own too, of two 1x1 convolutions.
+      skip: the encoder's first map refines what the ASPP gives (DeepLabv3+); without (DeepLabv3), the
+        features are as coarse as the last map.
       encoder_se, decoder_se: squeeze-and-excitation gates, "none", "shared" by all tasks, or one set
         per "task".
       adapters: residual adapters per task in a residual encoder and in a shared decoder.
@@ -161,6 +164,8 @@ def build(
     _check("model.decoder", decoder, DECODERS)
     _check("model.encoder_se", encoder_se, modulation.SE)
     _check("model.decoder_se", decoder_se, DECODERS[decoder], f"with the decoder {decoder!r} ")
+    if decoder == "ubernet" and not skip:
+        raise UserError("config.model.skip means nothing to the decoder 'ubernet': leave it out")
     if width <= 0:
         raise UserError(f"config.model.width is {width}: give a positive factor")
     if decoder_width <= 0 or decoder_width % 16:
@@ -190,7 +195,7 @@ def build(
             return ubernet.UberNetDecoder(tasks[task].channels, norm, kind, name=name)
         mine = modulated(decoder_se) if decoder == "shared" else Modulation(decoder_se)
         light = backbone == "mobilenet_v2"
-        return deeplab.DeepLabDecoder(decoder_width, rates, norm, mine, light, kind, name=name)
+        return deeplab.DeepLabDecoder(decoder_width, rates, norm, mine, skip, light, kind, name=name)
 
     return DeepLab(tasks, encoder, make_decoder, decoder != "shared", kind)
 

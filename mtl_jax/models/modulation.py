@@ -24,8 +24,8 @@ class Modulation:
       se: squeeze-and-excitation gates: "none", "shared" by all tasks, or one for each "task".
       adapters: each task has 1x1 convolutions parallel to the shared ones.
       norm: each task has its own normalisation.
-      film: rows of the tables that scale and shift what is normalised; 0 for no tables. With them, the
-        `task` of a network is no name but i32[B], the row of each example.
+      film: columns of the tables that scale and shift what is normalised; 0 for no tables. With them, the
+        `task` of a network is no name but i32[B], the column of each example.
     """
 
     se: str = "none"
@@ -63,19 +63,20 @@ class SqueezeExcite(nn.Module):
 
 
 class FiLM(nn.Module):
-    """Feature-wise linear modulation (Perez et al., AAAI 2018): x * scale[row] + bias[row], at first x.
+    """Feature-wise linear modulation (Perez et al., AAAI 2018): x * scale[column] + bias[column], at first x.
 
     Attributes:
-      rows: of the tables `scale` and `bias`, f32[rows,C].
+      columns: of the tables `scale` and `bias`, f32[columns,C].
     """
 
-    rows: int
+    columns: int
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, row: jax.Array) -> jax.Array:
-        """f[B,H,W,C], i32[B] below `rows` -> f[B,H,W,C]."""
-        shape = (self.rows, x.shape[-1])
+    def __call__(self, x: jax.Array, column: jax.Array) -> jax.Array:
+        """f[B,H,W,C], i32[B] below `columns` -> f[B,H,W,C]."""
+        shape = (self.columns, x.shape[-1])
         scale = self.param("scale", nn.initializers.ones, shape).astype(self.dtype)
         bias = self.param("bias", nn.initializers.zeros, shape).astype(self.dtype)
-        return x * scale[row][:, None, None] + bias[row][:, None, None]
+        scale, bias = (jnp.take(table, column, 0)[:, None, None] for table in (scale, bias))
+        return x * scale + bias

@@ -230,6 +230,20 @@ def test_size_of_a_mobilenet_of_five_tasks(monkeypatch):
     assert round(cost.parameters(variables["params"]) / 29_947_497, 3) == 0.088
 
 
+def test_size_of_a_network_without_skip_connections(monkeypatch):
+    """The partial-label studies' ResNet-50: one DeepLabv3 of torchvision's size, with a head more per task."""
+    monkeypatch.setitem(resnet.BLOCKS, 50, (3, 4, 6, 3))
+    options = {"depth": 50, "output_stride": 8, "decoder": "own", "skip": False}
+    model, variables = sizes({"semseg": semseg.build("semseg", 21)}, **options)
+    assert cost.parameters(variables["params"]) == 42_004_074 - 2_365_205
+    assert model.bind({}).decoders["semseg"].rates == (12, 24, 36)
+    dense = {task: TASKS[task] for task in ("semseg", "depth", "normals")}
+    model, variables = sizes(dense, **options)
+    assert set(variables["params"]) == {"encoder", *(f"{p}@{t}" for p in ("decoder", "head") for t in dense)}
+    features = jax.eval_shape(lambda v: model.apply(v, IMAGE, "depth", False, method="features"), variables)
+    assert features.shape == (2, 5, 7, 256)
+
+
 @pytest.mark.parametrize("backbone,low,high", [("resnet", 256, 2048), ("mobilenet_v2", 24, 320)])
 def test_an_ubernet_shares_nothing_behind_the_encoder(backbone, low, high):
     model, variables = sizes(backbone=backbone, decoder="ubernet")
@@ -251,11 +265,13 @@ def test_a_decoder_of_its_own_has_nothing_to_adapt():
 
 
 @pytest.mark.parametrize("backbone,last", [("resnet", (1, 1, 512, 2048)), ("mobilenet_v2", (1, 1, 320, 320))])
-@pytest.mark.parametrize("decoder", ["shared", "own", "ubernet"])
-def test_path_of_the_last_shared_convolution(backbone, last, decoder):
+@pytest.mark.parametrize(
+    "decoder,skip", [("shared", True), ("shared", False), ("own", True), ("ubernet", True)]
+)
+def test_path_of_the_last_shared_convolution(backbone, last, decoder, skip):
     dense = {task: TASKS[task] for task in ("semseg", "depth")}
     for tasks in (dense, TASKS):
-        model, variables = sizes(tasks, backbone=backbone, decoder=decoder)
+        model, variables = sizes(tasks, backbone=backbone, decoder=decoder, skip=skip)
         leaf = variables["params"]
         for key in model.last_shared:
             leaf = leaf[key]
@@ -285,6 +301,7 @@ def test_path_of_the_last_shared_convolution(backbone, last, decoder):
             {"decoder": "ubernet", "decoder_se": "task"},
             "config.model.decoder_se is 'task': with the decoder 'ubernet' choose one of none",
         ),
+        ({"decoder": "ubernet", "skip": False}, "config.model.skip means nothing to the decoder 'ubernet'"),
         ({"dtype": "float"}, "config.dtype is 'float': choose one of float32, bfloat16"),
         ({"deepness": 50}, "models.deeplab has no option 'deepness'"),
     ],

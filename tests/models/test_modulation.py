@@ -80,13 +80,13 @@ def test_order_within_a_unit():
 
 
 def test_tables_scale_and_shift_what_is_normalised():
-    """Convolution with bias, norm, the example's row of the tables, activation: in NumPy."""
+    """Convolution with bias, norm, the example's column of the tables, activation: in NumPy."""
     unit = ConvNorm(
         6, 1, use_bias=True, norm="instance", activation=jax.nn.relu, modulation=Modulation(film=3)
     )
-    row = jnp.array([2, 0])
+    column = jnp.array([2, 0])
     rng = np.random.default_rng(0)
-    fresh = unit.init(KEY, IMAGE, True, row)["params"]
+    fresh = unit.init(KEY, IMAGE, True, column)["params"]
     table = fresh["film"]
     np.testing.assert_array_equal(table["scale"], np.ones((3, 6)))
     np.testing.assert_array_equal(table["bias"], np.zeros((3, 6)))
@@ -98,7 +98,7 @@ def test_tables_scale_and_shift_what_is_normalised():
     y = y * norm["scale"] + norm["bias"]
     y[0] = y[0] * p["film"]["scale"][2] + p["film"]["bias"][2]
     y[1] = y[1] * p["film"]["scale"][0] + p["film"]["bias"][0]
-    out = unit.apply({"params": params}, IMAGE, True, row)
+    out = unit.apply({"params": params}, IMAGE, True, column)
     np.testing.assert_allclose(out, np.maximum(y, 0), rtol=1e-3, atol=1e-4)
 
 

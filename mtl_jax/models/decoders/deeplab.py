@@ -1,4 +1,7 @@
-"""DeepLabv3+ decoder (Chen et al., ECCV 2018): atrous spatial pyramid pooling and a skip connection."""
+"""DeepLabv3+ decoder (Chen et al., ECCV 2018): atrous spatial pyramid pooling and a skip connection.
+
+Without the connection it is that of DeepLabv3 (Chen et al., arXiv:1706.05587).
+"""
 
 import functools
 import math
@@ -71,9 +74,10 @@ class DeepLabDecoder(nn.Module):
 
     Attributes:
       features: W, channels of the result; the skip connection has 48 * W / 256 (Maninis et al.,
-        CVPR 2019), so W is a multiple of 16.
+        CVPR 2019), so W is a multiple of 16 with it.
       rates: dilations of the ASPP.
       modulation: of every unit.
+      skip: whether the first map takes part; without, the last 3x3 unit follows the ASPP at its size.
       light: the form for a MobileNet (Maninis et al., as released): ReLU6 for ReLU, in each convolution
         as many groups as its inputs and outputs allow, and gates of reduction 4 throughout.
     """
@@ -82,20 +86,25 @@ class DeepLabDecoder(nn.Module):
     rates: tuple[int, int, int] = RATES
     norm: str = "batch"
     modulation: Modulation = Modulation()
+    skip: bool = True
     light: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, maps: list[jax.Array], train: bool, task: str | None = None) -> jax.Array:
-        """Maps of the encoder's stages, fine to coarse -> f[B,h,w,W] at the first one's size."""
+        """Maps of the encoder's stages, fine to coarse -> f[B,h,w,W].
+
+        It has the first map's size with the skip connection, and the last one's without.
+        """
         unit = functools.partial(_unit, self, train, task)
-        low, high = maps[0], maps[-1]
         aspp = ASPP(
             self.features, self.rates, self.norm, self.modulation, self.light, self.dtype, name="aspp"
         )
-        high = resize(aspp(high, train, task), low.shape[1:3])
-        low = unit(low, 48 * self.features // 256, 1, reduction=4, name="skip")
-        # The order decides which channels share a group.
-        x = jnp.concatenate([low, high] if self.light else [high, low], -1)
-        x = unit(x, self.features, 3, name="refine1")
+        x = aspp(maps[-1], train, task)
+        if self.skip:
+            high = resize(x, maps[0].shape[1:3])
+            low = unit(maps[0], 48 * self.features // 256, 1, reduction=4, name="skip")
+            # The order decides which channels share a group.
+            x = jnp.concatenate([low, high] if self.light else [high, low], -1)
+            x = unit(x, self.features, 3, name="refine1")
         return unit(x, self.features, 3, name="refine2")

@@ -106,25 +106,25 @@ def test_borders_are_repeated_to_a_multiple_of_32(random_variables):
     jax.tree.map(np.testing.assert_array_equal, apply(x), apply(padded))
 
 
-def test_each_example_takes_its_row_of_the_tables(random_variables):
+def test_each_example_takes_its_column_of_the_tables(random_variables):
     encoder = SegNetEncoder(0.01, "instance", Modulation(film=3))
     x = jax.random.normal(jax.random.key(0), (2, 32, 64, 5))
-    row = jnp.array([2, 0])
-    variables = random_variables(encoder, x, False, row)
+    column = jnp.array([2, 0])
+    variables = random_variables(encoder, x, False, column)
     params = variables["params"]
     assert all(set(unit) == {"conv", "norm", "film"} for unit in params.values()) and len(params) == 13
     tables = [unit["film"][name] for unit in params.values() for name in ("scale", "bias")]
     assert {len(table) for table in tables} == {3}
 
-    apply = jax.jit(lambda v, x, row: encoder.apply(v, x, False, row)[-1])
-    both = apply(variables, x, row)
+    apply = jax.jit(lambda v, x, column: encoder.apply(v, x, False, column)[-1])
+    both = apply(variables, x, column)
     for example in (0, 1):
-        alone = apply(variables, x[example : example + 1], row[example : example + 1])
+        alone = apply(variables, x[example : example + 1], column[example : example + 1])
         np.testing.assert_allclose(both[example], alone[0], rtol=1e-4, atol=1e-5)
     assert jnp.abs(apply(variables, x, jnp.array([1, 0])) - both)[0].max() > 0.01
 
 
-def test_the_tables_of_the_published_mapping_have_8448_entries_per_row():
+def test_the_tables_of_the_published_mapping_have_8448_entries_per_column():
     arguments = jnp.zeros((1, 32, 32, 64)), False, jnp.zeros(1, jnp.int32)
     _, variables = shapes(SegNetEncoder(modulation=Modulation(film=6)), *arguments)
     film = [unit["film"] for unit in variables["params"].values()]

@@ -42,13 +42,19 @@ def test_parameters_beside_a_mobilenet():
     assert count(modulated, 24, 320) == aspp + refinement + norms + gates
 
 
+def test_parameters_without_the_skip_connection():
+    """Torchvision's deeplabv3_resnet50 of 21 classes, less its auxiliary head and the last layer."""
+    network, auxiliary, encoder, classes = 42_004_074, 2_365_205, 23_508_032, 256 * 21 + 21
+    assert count(DeepLabDecoder(skip=False), 256, 2048) == network - auxiliary - encoder - classes
+
+
 def convolve(*args, **options):
     layout = ("NHWC", "HWIO", "NHWC")
     convolution = jax.lax.conv_general_dilated
     return np.asarray(convolution(*args, dimension_numbers=layout, precision="highest", **options))
 
 
-def layers(variables, low, high, rates, light):
+def layers(variables, low, high, rates, light, skip):
     """The decoder of width 32 layer by layer; convolutions are lax's, in as many groups as we say."""
 
     def unit(x, *path, dilation=1, groups=1, gated=True):
@@ -83,16 +89,19 @@ def layers(variables, low, high, rates, light):
         views.append(unit(high, "aspp", f"atrous{index + 1}", dilation=rate, groups=8))  # 40 -> 32
     average = unit(high.mean((1, 2), keepdims=True), "aspp", "pool", groups=8, gated=not light)
     views.append(np.broadcast_to(average, views[0].shape))
-    high = resize(unit(np.concatenate(views, -1), "aspp", "merge", groups=32), low.shape[1:3])  # 160 -> 32
+    high = unit(np.concatenate(views, -1), "aspp", "merge", groups=32)  # 160 -> 32
+    if not skip:
+        return unit(high, "refine2", groups=32)
+    high = resize(high, low.shape[1:3])
     low = unit(low, "skip", groups=3)  # 9 -> 6
     x = np.concatenate([low, high] if light else [high, low], -1)
     return unit(unit(x, "refine1", groups=2), "refine2", groups=32)  # 38 -> 32 -> 32
 
 
-@pytest.mark.parametrize("light", [False, True])
-def test_decoder_layer_by_layer(random_variables, light):
+@pytest.mark.parametrize("light,skip", [(False, True), (True, True), (False, False)])
+def test_decoder_layer_by_layer(random_variables, light, skip):
     rates = (1, 2, 3)
-    decoder = DeepLabDecoder(32, rates, light=light, modulation=Modulation("shared"))
+    decoder = DeepLabDecoder(32, rates, skip=skip, light=light, modulation=Modulation("shared"))
     rng = np.random.default_rng(0)
     low, high = (np.float32(5 * rng.normal(size=s)) for s in ((2, 8, 12, 9), (2, 4, 6, 40)))
     variables = random_variables(decoder, [low, high], False)
@@ -100,5 +109,6 @@ def test_decoder_layer_by_layer(random_variables, light):
         if path[-2:] == (DictKey("squeeze"), DictKey("bias")):
             bias[0] = 8  # a hidden unit of the gates beyond 6
     actual = jax.jit(lambda v: decoder.apply(v, [low, high], train=False))(variables)
-    assert actual.shape == (2, 8, 12, 32)
-    np.testing.assert_allclose(actual, layers(variables, low, high, rates, light), rtol=1e-3, atol=1e-3)
+    assert actual.shape == ((2, 8, 12, 32) if skip else (2, 4, 6, 32))
+    expected = layers(variables, low, high, rates, light, skip)
+    np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-3)
