@@ -231,7 +231,7 @@ def test_size_of_a_mobilenet_of_five_tasks(monkeypatch):
 
 
 def test_size_of_a_network_without_skip_connections(monkeypatch):
-    """The partial-label studies' ResNet-50: one DeepLabv3 of torchvision's size, with a head more per task."""
+    """The partial-label studies' ResNet-50 is torchvision's DeepLabv3 with a decoder and a head per task."""
     monkeypatch.setitem(resnet.BLOCKS, 50, (3, 4, 6, 3))
     options = {"depth": 50, "output_stride": 8, "decoder": "own", "skip": False}
     model, variables = sizes({"semseg": semseg.build("semseg", 21)}, **options)
