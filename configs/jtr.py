@@ -20,8 +20,8 @@ The tables of the paper, each row a config argument, with the paper's numbers be
 
     table       1/onelabel | 1/randomlabels | 1/extended | 2 | 3/onelabel | 3/randomlabels |
                 3/halflabels | 4/30 | 4/50 | 4/70 | 5/30 | 5/50 | 5/70 | 6 | 7/cityscapes | 7/taskonomy |
-                8/nyu | 8/cityscapes | 9; scenes/<scenario>, scenes7/<scenario> and rooms/<scenario>: every method of the paper, thin
-                networks
+                8/nyu | 8/cityscapes | 9; scenes/<scenario>, scenes7/<scenario> and rooms/<scenario>: every
+                method of the paper, thin networks
 
 The published label tables can be read instead of drawn: --config.data.labels.file=onelabel.pth . The paper
 marks numbers of table 1 and 2 with a star where it quotes them from an older recipe: Supervised, Consistency,
@@ -72,7 +72,8 @@ class Data:
     steps: int | None = None
 
 
-THIN = {"eval": "test", "width": 0.25, "learning_rate": 1e-3, "steps": 1000}
+SCENES = {"size": (64, 64), "train_examples": 400}
+THIN = {"eval": "test", "width": 0.25, "learning_rate": 1e-3}
 DATASETS = {
     "nyu": Data(
         "nyuv2",
@@ -104,9 +105,9 @@ DATASETS = {
         epochs=20,
         eval="test",
     ),
-    "scenes": Data("scenes", {"size": (64, 96)}, THREE, 1600, (64, 96), 8, **THIN),
-    "scenes7": Data("scenes", {"size": (64, 96)}, {**THREE, **EXTRAS}, 1600, (64, 96), 8, **THIN),
-    "rooms": Data("folder", {}, {"semseg": {}, "depth": DEPTH}, 795, (96, 128), 8, **THIN),
+    "scenes": Data("scenes", SCENES, THREE, 400, (64, 64), 4, steps=800, **THIN),
+    "scenes7": Data("scenes", SCENES, {**THREE, **EXTRAS}, 400, (64, 64), 4, steps=800, **THIN),
+    "rooms": Data("folder", {}, {"semseg": {}, "depth": DEPTH}, 795, (96, 128), 4, steps=800, **THIN),
 }
 SCENARIOS = ("fully", "onelabel", "randomlabels", "halflabels", "extended")
 METHODS = ("supervised", "consistency", "direct", "perceptual", "mtpsl", "jtr")

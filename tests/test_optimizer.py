@@ -11,7 +11,7 @@ from mtl_jax.errors import UserError
 def options(**changes):
     values = dict(
         name="sgd", learning_rate=0.1, momentum=0.9, weight_decay=0.01, decay="kernels",
-        schedule="constant", warmup_steps=0, lr_scale={},
+        schedule="constant", warmup_steps=0, halve_every=0.5, lr_scale={}, own={},
     )  # fmt: skip
     return ConfigDict({**values, **changes})
 
@@ -75,3 +75,37 @@ def test_wrong_values_are_named(changes, named):
 def test_warmup_must_end_before_the_run():
     with pytest.raises(UserError, match="warmup_steps=10"):
         optimizer.schedule(options(warmup_steps=10), 10)
+
+
+def test_halving_by_hand():
+    rate = optimizer.schedule(options(schedule="halve", learning_rate=1e-4, halve_every=0.5), 400)
+    for step, value in {0: 1e-4, 199: 1e-4, 200: 5e-5, 399: 5e-5}.items():
+        np.testing.assert_allclose(rate(step), value, rtol=1e-6)
+    # MTPSL's scales and shifts: every 30 of 200 epochs of 5 steps.
+    rate = optimizer.schedule(options(schedule="halve", learning_rate=1e-3, halve_every=0.15), 1000)
+    for step in (0, 149, 150, 449, 450, 999):
+        np.testing.assert_allclose(rate(step), 1e-3 * 0.5 ** (step // 150), rtol=1e-6)
+
+
+def test_a_group_may_have_its_own_schedule():
+    own = {"film": {"learning_rate": 1e-3, "schedule": "constant"}, "task": {"learning_rate": 0.2}}
+    o = options(schedule="halve", own=own)
+    found = optimizer.schedules(o, 100, {"shared", "film", "task:depth"})
+    np.testing.assert_allclose([found["shared"](0), found["shared"](50)], [0.1, 0.05], rtol=1e-6)
+    np.testing.assert_allclose([found["film"](0), found["film"](50)], [1e-3, 1e-3], rtol=1e-6)
+    np.testing.assert_allclose([found["task:depth"](0), found["task:depth"](50)], [0.2, 0.1], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({"flim": {"learning_rate": 1.0}}, "config.optimizer.own names 'flim': the groups are film, shared"),
+        (
+            {"film": {"momentum": 1.0}},
+            "config.optimizer.own.film has no key 'momentum': it has learning_rate",
+        ),
+    ],
+)
+def test_a_wrong_own_schedule_is_named(own, message):
+    with pytest.raises(UserError, match=message):
+        optimizer.schedules(options(own=own), 100, {"shared", "film"})

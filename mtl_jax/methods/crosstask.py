@@ -1,4 +1,4 @@
-"""Networks from one task's map to another's: baselines for partial labels (Nishi et al., CVPR 2024, section 4).
+"""Networks from one task's map to another's: baselines for partial labels (Nishi et al., CVPR 2024).
 
 For an image with the label of task t and without that of task s (Li et al., CVPR 2022):
   direct      the prediction of s, mapped to t, must be the label of t;

@@ -23,7 +23,7 @@ import optax
 from mtl_jax.errors import UserError
 from mtl_jax.methods import weighting as weightings
 from mtl_jax.methods.base import check_dense
-from mtl_jax.methods.maps import cosine_distance, encoded, sampled, unit_range
+from mtl_jax.methods.maps import check_architecture, cosine_distance, encoded, sampled, unit_range
 from mtl_jax.methods.supervised import Supervised, labelled
 from mtl_jax.metrics.masked import masked_mean
 from mtl_jax.models.autoencoder import AutoEncoder
@@ -262,6 +262,7 @@ def build(
       UserError: a task that is not dense, or moments of a task that has none.
     """
     check_dense("jtr", tasks)
+    check_architecture(architecture)
     moments = dict(moments or {})
     for name in moments:
         if name not in tasks or tasks[name].values != "real":

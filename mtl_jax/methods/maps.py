@@ -4,8 +4,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mtl_jax.errors import UserError
 from mtl_jax.metrics.masked import blank, masked_mean
+from mtl_jax.models.autoencoder import ARCHITECTURES
 from mtl_jax.tasks import Task
+
+
+def check_architecture(name: str) -> None:
+    """UserError if auxiliary networks have no such architecture."""
+    if name not in ARCHITECTURES:
+        raise UserError(f"config.method.architecture is {name!r}: choose one of {', '.join(ARCHITECTURES)}")
 
 
 def straight_through(logits: jax.Array, rng: jax.Array) -> jax.Array:
@@ -17,7 +25,7 @@ def straight_through(logits: jax.Array, rng: jax.Array) -> jax.Array:
 
 
 def sampled(task: Task, raw: jax.Array, rng: jax.Array) -> jax.Array:
-    """Raw output f[B,H,W,channels] -> f32 in the space of `encode`; classes are sampled, as sharp as a label."""
+    """Raw output f[B,H,W,channels] -> f32 in the space of `encode`; classes are sampled, sharp as labels."""
     return straight_through(raw, rng) if task.values == "classes" else task.activate(raw)
 
 

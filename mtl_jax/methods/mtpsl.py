@@ -17,7 +17,7 @@ import numpy as np
 from mtl_jax.errors import UserError
 from mtl_jax.methods import weighting as weightings
 from mtl_jax.methods.base import check_dense
-from mtl_jax.methods.maps import cosine_distance, encoded, sampled, unit_range
+from mtl_jax.methods.maps import check_architecture, cosine_distance, encoded, sampled, unit_range
 from mtl_jax.methods.supervised import Supervised, labelled
 from mtl_jax.models.autoencoder import MappingEncoder
 from mtl_jax.tasks import Task
@@ -154,14 +154,15 @@ class MTPSL(Supervised):
     def _check_latent(self, variables, image, maps) -> None:
         """The mapping's result and the encoder's are compared: they must have one shape."""
         mapping = {"params": variables["params"]["method"]["mapping"]}
-        _, mapped = jax.eval_shape(lambda: (None, self.mapping.apply(mapping, maps, jnp.zeros(1, jnp.int32))))
+        mapped = jax.eval_shape(lambda: self.mapping.apply(mapping, maps, jnp.zeros(1, jnp.int32)))
         prediction, _ = jax.eval_shape(
             lambda: self.forward(variables["params"], variables["state"], image, jax.random.key(0))
         )
         wanted = next(iter(prediction.encoded.values())).shape
-        if mapped.shape != wanted:
+        found = next(iter(mapped.values())).shape
+        if found != wanted:
             raise UserError(
-                f"the mapping network gives maps {mapped.shape[1:]}, but the model's encoder {wanted[1:]}: "
+                f"the mapping network gives maps {found[1:]}, but the model's encoder {wanted[1:]}: "
                 "make config.method.architecture and width those of config.model"
             )
 
@@ -189,6 +190,7 @@ def build(
       UserError: fewer than two tasks, or one that is not dense.
     """
     check_dense("mtpsl", tasks, least=2)
+    check_architecture(architecture)
     largest = math.floor(len(tasks) ** 2 / 4)
     mapping = MappingEncoder(
         {name: task.channels for name, task in tasks.items()},

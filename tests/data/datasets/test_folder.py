@@ -244,7 +244,7 @@ def test_an_unknown_split_is_named(root):
 def test_through_the_pipeline(root):
     dataset = folder.build(str(root), LABELS)
     tasks = task_modules.build({name: {} for name in LABELS}, dataset.labels)
-    augment = {"flip": True, "scale": (0.7, 1.4), "rotate": 10.0, "color": 0.2}
+    augment = {"flip": True, "scale": (0.7, 1.4), "rotate": 10.0, "zoom": (), "color": 0.2, "rand_augment": 0}
     data = ConfigDict({"batch_size": 2, "size": (6, 6), "cache": True, "augment": augment})
     batch = next(pipeline.train_batches(dataset.split("train", list(tasks)), tasks, data, seed=0))
     for name, task in tasks.items():

@@ -144,7 +144,7 @@ def test_damaged_files_are_named(root, case):
 def test_through_the_pipeline(root):
     dataset = fsv.build(str(root))
     tasks = task_modules.build({name: {} for name in TASKS}, dataset.labels)
-    augment = {"flip": True, "scale": (1.0, 1.0), "rotate": 0.0, "color": 0.0}
+    augment = {"flip": True, "scale": (1.0, 1.0), "rotate": 0.0, "zoom": (), "color": 0.0, "rand_augment": 0}
     data = ConfigDict({"batch_size": 4, "eval_batch_size": 4, "size": (6, 6), "eval_size": None})
     data.update({"cache": False, "augment": augment})
     batch = next(pipeline.train_batches(dataset.split("train", TASKS), tasks, data, seed=0))

@@ -65,7 +65,7 @@ def test_masks_of_one_bit(roots):
 def test_through_the_pipeline(roots):
     data = msra10k.build(*map(str, roots))
     tasks = task_modules.build({"saliency": {}}, data.labels)
-    augment = {"flip": False, "scale": (1.0, 1.0), "rotate": 0.0, "color": 0.0}
+    augment = {"flip": False, "scale": (1.0, 1.0), "rotate": 0.0, "zoom": (), "color": 0.0, "rand_augment": 0}
     options = ConfigDict({"batch_size": 2, "size": (5, 5), "cache": True, "augment": augment})
     batch = next(pipeline.train_batches(data.split("trainval", ["saliency"]), tasks, options, seed=0))
     label, valid = batch["labels"]["saliency"], batch["valid"]["saliency"]

@@ -105,7 +105,7 @@ def test_depth_without_a_number_is_unknown(root):
 def test_through_the_pipeline(root):
     data = nyud_raw.build(str(root))
     tasks = task_modules.build({"normals": {}, "depth": {}}, data.labels)
-    augment = {"flip": True, "scale": (1.0, 1.0), "rotate": 0.0, "color": 0.0}
+    augment = {"flip": True, "scale": (1.0, 1.0), "rotate": 0.0, "zoom": (), "color": 0.0, "rand_augment": 0}
     options = ConfigDict({"batch_size": 4, "size": SIZE, "cache": True, "augment": augment})
     split = data.split("train", list(tasks))
     batch = next(pipeline.train_batches(split, tasks, options, seed=0))

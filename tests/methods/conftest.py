@@ -1,9 +1,12 @@
 """A network of pixels, and batches of partly labelled images, for the methods of partial labels."""
 
+import types
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from mtl_jax.models.naming import owned
 from mtl_jax.models.prediction import Prediction
@@ -74,7 +77,11 @@ def spoilt(batch, seed=1):
     def spoil(part):
         labels = {}
         for name, label in part["labels"].items():
-            garbage = rng.integers(-7, 300, label.shape) if label.dtype == np.int32 else np.full(label.shape, np.nan)
+            garbage = (
+                rng.integers(-7, 300, label.shape)
+                if label.dtype == np.int32
+                else np.full(label.shape, np.nan)
+            )
             labels[name] = np.where(part["valid"][name] > 0, label, garbage).astype(label.dtype)
         return {**part, "labels": labels}
 
@@ -91,10 +98,18 @@ def random_params(shapes, seed=0):
 
 
 def variables_of(method, batch):
-    """Random parameters, and the method's own first state."""
+    """Random parameters, and a state of zeros."""
     shapes = jax.eval_shape(lambda: method.init(jax.random.key(0), batch))
-    state = jax.jit(lambda: method.init(jax.random.key(0), batch)["state"])()
-    return random_params(shapes["params"]), state
+    return random_params(shapes["params"]), jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype), shapes["state"]
+    )
+
+
+def regulariser_gradient(method, batch):
+    """Gradient, by all parameters, of what the method adds to the tasks' losses."""
+    params, state = variables_of(method, batch)
+    rest = jax.jit(jax.grad(lambda p: method.losses(p, state, batch, jax.random.key(0), 0)[1]))
+    return rest(params)
 
 
 def loss_and_gradient(method, batch, params=None, state=None, seed=0):
@@ -104,3 +119,9 @@ def loss_and_gradient(method, batch, params=None, state=None, seed=0):
     step = jax.jit(jax.value_and_grad(method.loss, has_aux=True))
     (loss, (metrics, _)), grads = step(params, state, batch, jax.random.key(seed), jnp.zeros((), jnp.int32))
     return loss, metrics, grads
+
+
+@pytest.fixture(scope="session")
+def partial():
+    """The names above."""
+    return types.SimpleNamespace(**{k: v for k, v in globals().items() if callable(v) or k.isupper()})
