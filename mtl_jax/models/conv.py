@@ -17,8 +17,9 @@ from jax import lax
 
 # Elements of one input image (height * width * channels) from which XLA's kernel gradient on CPU
 # falls behind one matrix product per tap: 3x3 at batch 4 takes 2.7 against 4.8 ms for 16x16x128,
-# 156 against 78 ms for 32x32x256.
-WIDE = 100_000
+# 156 against 78 ms for 32x32x256. With few channels it does not: 6 against 43 ms for 96x128x16 at
+# batch 8, 14 against 34 ms for 64x64x64.
+WIDE, DEEP = 100_000, 128
 
 
 def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, dilation: int = 1, groups: int = 1) -> jax.Array:
@@ -46,7 +47,7 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, dilation: int = 1, gr
         return _matmul(x[:, ::stride, ::stride], kernel[0, 0]).astype(x.dtype)
     if dilation > 1:  # 3.5 against 18 ms for 6x8x1024 -> 64 with dilation 6
         return _valid_taps(x, kernel, stride, dilation, _matmul)
-    if x[0].size > WIDE:
+    if x[0].size > WIDE and x.shape[3] >= DEEP:
         return _wide_conv(x, kernel, stride)
     return _lax_conv(x, kernel, stride)
 

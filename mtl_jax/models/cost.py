@@ -44,9 +44,10 @@ def multiply_adds(model: nn.Module, variables: Any, tasks: Sequence[str], size: 
     def count(call, args, kwargs, context):
         nonlocal total
         result = call(*args, **kwargs)
-        if context.method_name == "__call__" and context.module.has_variable("params", "kernel"):
-            kernel = context.module.get_variable("params", "kernel")
-            total += kernel.size * math.prod(result.shape[:-1])  # each weight, at each place of the output
+        if context.method_name == "__call__":
+            for name, value in context.module.variables.get("params", {}).items():
+                if name.startswith("kernel"):
+                    total += value.size * math.prod(result.shape[:-1])  # each weight, at each place
         return result
 
     with nn.intercept_methods(count):

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mtl_jax.models.conv import Conv
+from mtl_jax.models.conv import Conv, conv
 from mtl_jax.models.resize import resize
 
 
@@ -24,9 +24,10 @@ class DenseHead(nn.Module):
 
 
 class SegNetHead(nn.Module):
-    """3x3 convolution that keeps the number of channels, then a 1x1, with nothing between them.
+    """3x3 convolution that keeps the number of channels, then a 1x1; Xavier-normal weights, biases.
 
-    It reads features of at least the image's size, and cuts off what lies beyond.
+    Nothing stands between the two, so they are computed as the one 3x3 convolution that they amount to:
+    for few outputs that is a small part of the arithmetic. Features beyond the size are cut off.
     """
 
     channels: int
@@ -35,14 +36,13 @@ class SegNetHead(nn.Module):
     @nn.compact
     def __call__(self, features: jax.Array, size: tuple[int, int]) -> jax.Array:
         """f[B,h,w,C] -> f32[B,H,W,channels] with (H, W) = size, at most (h, w)."""
-        options = {
-            "use_bias": True,
-            "kernel_init": nn.initializers.xavier_normal(),
-            "dtype": self.dtype,
-        }
-        x = Conv(features.shape[-1], 3, name="conv1", **options)(features)
-        x = Conv(self.channels, 1, name="conv2", **options)(x)
-        return x[:, : size[0], : size[1]].astype(jnp.float32)
+        inputs, start = features.shape[-1], nn.initializers.xavier_normal()
+        kernel1 = self.param("kernel1", start, (3, 3, inputs, inputs))
+        bias1 = self.param("bias1", nn.initializers.zeros, (inputs,))
+        kernel2 = self.param("kernel2", start, (inputs, self.channels))
+        bias2 = self.param("bias2", nn.initializers.zeros, (self.channels,))
+        x = conv(features.astype(self.dtype), (kernel1 @ kernel2).astype(self.dtype))
+        return x[:, : size[0], : size[1]].astype(jnp.float32) + (bias1 @ kernel2 + bias2)
 
 
 class GlobalHead(nn.Module):

@@ -14,7 +14,7 @@ def random_variables():
     """
 
     def fill(path, leaf):
-        name = path[-1].key
+        name = path[-1].key.rstrip("12")
         rng = np.random.default_rng(sum(map(ord, jax.tree_util.keystr(path))))
         if name == "kernel":
             fan_in = np.prod(leaf.shape[:-1])

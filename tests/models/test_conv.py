@@ -72,6 +72,7 @@ def path(request, monkeypatch):
     """Every way through `conv` on this machine."""
     if request.param == "wide":
         monkeypatch.setattr(conv_lib, "WIDE", 0)
+        monkeypatch.setattr(conv_lib, "DEEP", 0)
     if request.param == "other backend":
         monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
 

@@ -47,12 +47,12 @@ def run(model, variables, tasks):
     return jax.jit(lambda v: model.apply(v, IMAGE, tasks, train=False))(variables)
 
 
-def convolve(x, p):
+def convolve(x, kernel, bias):
     """3x3 with zeros around, in float64."""
     height, width = x.shape[1:3]
     x = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    taps = [x[:, i : i + height, j : j + width] @ p["kernel"][i, j] for i in range(3) for j in range(3)]
-    return sum(taps) + p["bias"]
+    taps = [x[:, i : i + height, j : j + width] @ kernel[i, j] for i in range(3) for j in range(3)]
+    return sum(taps) + bias
 
 
 def layers(variables, image):
@@ -64,7 +64,7 @@ def layers(variables, image):
             name = f"stage{stage}_conv{number}"
             p, s = params[part][name], stats[part][name]["norm"]["BatchNorm_0"]
             affine = p["norm"]["BatchNorm_0"]
-            x = (convolve(x, p["conv"]) - s["mean"]) / np.sqrt(s["var"] + 1e-5)
+            x = (convolve(x, **p["conv"]) - s["mean"]) / np.sqrt(s["var"] + 1e-5)
             x = np.maximum(x * affine["scale"] + affine["bias"], 0)
         return x
 
@@ -81,7 +81,7 @@ def layers(variables, image):
     for stage, count in reversed(list(enumerate((2, 2, 3, 3, 3), 1))):
         x = units(x.repeat(2, 1).repeat(2, 2) * masks[stage - 1], "decoder", stage, count)
     head = params["head@depth"]
-    y = convolve(x, head["conv1"]) @ head["conv2"]["kernel"][0, 0] + head["conv2"]["bias"]
+    y = convolve(x, head["kernel1"], head["bias1"]) @ head["kernel2"] + head["bias2"]
     return latent, x, y[:, :40]
 
 
@@ -90,10 +90,10 @@ def test_layer_by_layer(make, monkeypatch):
     model, variables = make(DENSE)
     prediction = run(model, variables, ("depth",))
     latent, features, output = layers(variables, IMAGE)
-    assert latent.shape == (2, 2, 2, 26) and features.shape == (2, 64, 64, 4) and np.std(output) > 0.1
-    np.testing.assert_allclose(prediction.encoded["depth"], latent, rtol=1e-3, atol=1e-3)
-    np.testing.assert_allclose(prediction.features["depth"], features, rtol=1e-3, atol=1e-3)
-    np.testing.assert_allclose(prediction.outputs["depth"], output, rtol=1e-3, atol=1e-3)
+    assert latent.shape == (2, 2, 2, 26) and features.shape == (2, 64, 64, 4) and np.std(output) > 0.02
+    np.testing.assert_allclose(prediction.encoded["depth"], latent, rtol=1e-3, atol=2e-5)
+    np.testing.assert_allclose(prediction.features["depth"], features, rtol=1e-3, atol=2e-5)
+    np.testing.assert_allclose(prediction.outputs["depth"], output, rtol=1e-3, atol=2e-5)
 
 
 @pytest.fixture
