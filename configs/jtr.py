@@ -107,7 +107,7 @@ DATASETS = {
     ),
     "scenes": Data("scenes", SCENES, THREE, 400, (64, 64), 4, steps=800, **THIN),
     "scenes7": Data("scenes", SCENES, {**THREE, **EXTRAS}, 400, (64, 64), 4, steps=800, **THIN),
-    "rooms": Data("folder", {}, {"semseg": {}, "depth": DEPTH}, 795, (96, 128), 4, steps=800, **THIN),
+    "rooms": Data("folder", {}, {"semseg": {}, "depth": DEPTH}, 795, (96, 128), 4, steps=600, **THIN),
 }
 SCENARIOS = ("fully", "onelabel", "randomlabels", "halflabels", "extended")
 METHODS = ("supervised", "consistency", "direct", "perceptual", "mtpsl", "jtr")
@@ -346,8 +346,8 @@ COSTS = {
     "6": {
         "MTPSL": (8.33, 17.5),
         "JTR": (9.0, 17.5),
-        "MTPSL, ResNet-50": (17.67, 21.5),
-        "JTR, ResNet-50": (10.83, 16.2),
+        "MTPSL with ResNet-50": (17.67, 21.5),
+        "JTR with ResNet-50": (10.83, 16.2),
     },
     "7/cityscapes": {"MTPSL": (22.17, 14.4), "JTR": (23.75, 19.2)},
     "7/taskonomy": {"MTPSL": (223.17, 34.4), "JTR": (105.0, 23.9)},
@@ -394,7 +394,7 @@ def sweep(arg=None):
     if table in COSTS:
         rows = {}
         for name, cost in COSTS[table].items():
-            kind, _, other = name.partition(", ")
+            kind, _, other = name.partition(" with ")
             backbone = "resnet50" if other else "segnet"
             paper = dict(zip(("all/hours", "all/gib"), cost, strict=True))
             rows[name] = row(kind.lower(), backbone=backbone, paper=paper)
@@ -405,9 +405,9 @@ def sweep(arg=None):
     rows = {}
     if table in ("1/onelabel", "2") or embedded:
         paper = _paper(dataset, FULLY.get(dataset))
-        rows["Supervised MTL, all labels"] = row("supervised", "fully", paper=paper)
+        rows["Supervised MTL on all labels"] = row("supervised", "fully", paper=paper)
     if table == "1/extended":  # its gains are over the row without the extension
-        rows["Supervised MTL, onelabel"] = row(
+        rows["Supervised MTL on onelabel"] = row(
             "supervised", "onelabel", paper=_paper(dataset, PAPER["1/onelabel"]["Supervised MTL"])
         )
     for name in names:
@@ -420,7 +420,7 @@ def sweep(arg=None):
             rows[name] = row("supervised", overrides={"data.teachers": teachers}, paper=paper)
         else:
             rows[name] = row(ROWS[name], paper=paper)
-    baseline = "Supervised MTL, onelabel" if table == "1/extended" else "Supervised MTL"
+    baseline = "Supervised MTL on onelabel" if table == "1/extended" else "Supervised MTL"
     return Sweep(rows, baseline, MINI)
 
 
