@@ -187,16 +187,17 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
     tasks = tasks_lib.build(config.tasks, dataset.labels)
     model = experiment.build_model(config, tasks)
     method = experiment.build_method(config, model, tasks)
-    # All that can be wrong with the config shows here, before anything is rendered, read or written.
+    # All that can be wrong with the config shows here, before anything is written into the workdir.
     whole = replicated(mesh)
     key = jax.random.key(config.seed)
     batch = experiment.example_batch(config, tasks, method.views)
     fresh = jax.jit(lambda key: init_state(method, config, key, batch), out_shardings=whole)
     shapes = abstract(jax.eval_shape(fresh, key), whole)
     train_step = make_step(method, config)
+    splits = {key: dataset.split(config.data[key], tuple(tasks)) for key in ("train", "eval")}
+    check_labels(config, method, len(splits["train"]))
     experiment.claim_workdir(config, workdir)
     experiment.write_tasks(workdir, config, dataset)
-    splits = {key: dataset.split(config.data[key], tuple(tasks)) for key in ("train", "eval")}
     splits["train"], statistics = with_given_labels(splits["train"], config, workdir, method)
     if config.data.cache:  # it is read at every evaluation; train_batches keeps what it reads itself
         splits["eval"] = pipeline.cached(splits["eval"])
@@ -314,6 +315,17 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
     return report
 
 
+def check_labels(config: ConfigDict, method: Method, count: int) -> None:
+    """UserError if config.data.labels makes no sense for `count` images, or no method can use its labels."""
+    options, tasks = config.data.labels, tuple(method.tasks)
+    given = availability.by_task(availability.table(options, tasks, count), options, tasks)
+    for name in config.data.teachers:
+        if name not in given:
+            raise UserError(f"config.data.teachers names task {name!r}: the tasks are {', '.join(given)}")
+        given[name] = np.ones(count, bool)
+    method.check_labels(given)
+
+
 def with_given_labels(split: Split, config: ConfigDict, workdir: str, method: Method) -> tuple[Split, str]:
     """The training split with the labels that config.data.labels gives it, and how many they are, in words.
 
@@ -321,7 +333,7 @@ def with_given_labels(split: Split, config: ConfigDict, workdir: str, method: Me
     method uses them.
 
     Raises:
-      UserError: a scheme, a table or a teacher that does not fit, or labels the method cannot train with.
+      UserError: the workdir has another table, or a teacher that does not fit.
     """
     tasks = method.tasks
     given = availability.claim(workdir, config.data.labels, tuple(tasks), len(split))
@@ -334,7 +346,6 @@ def with_given_labels(split: Split, config: ConfigDict, workdir: str, method: Me
     if not method.uses_unlabelled and not labelled.all():
         split = split.subset(np.flatnonzero(labelled))
         statistics += f"\n{np.sum(~labelled)} images without any label are left out"
-    method.check_labels(split.given)
     return split, statistics
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 
 from mtl_jax import config as configs
-from mtl_jax import experiment, main
+from mtl_jax import experiment, main, train
+from mtl_jax import tasks as tasks_lib
 from mtl_jax.errors import UserError
 
 ALL_TASKS = ("semseg", "depth", "normals", "edges", "saliency", "parts", "albedo", "disparity",
@@ -153,6 +155,15 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
         ({"job": "trian"}, "job is 'trian'"),
         ({"data__eval": "val"}, "config.data.eval is 'val'.*test"),
         ({"train__steps": 0}, "config.train.steps must be a positive integer, not 0"),
+        ({"data__labels__scheme": "none"}, "config.data.labels.scheme is 'none': choose one of fully"),
+        (
+            {"data__labels__scheme": "onelabel", "tasks": {"depth": {}}},
+            "'onelabel' needs at least 2 tasks, not 1",
+        ),
+        ({"data__labels__unlabelled": {"depth": 1.0}}, "no training image is given a label of task 'depth'"),
+        ({"data__labels__file": "no.npy"}, "cannot read no.npy"),
+        ({"data__teachers": {"normals": "."}}, "teachers names task 'normals': the tasks are depth, semseg"),
+        ({"method": {"name": "jtr", "architecture": "vgg"}}, "architecture is 'vgg': choose one of segnet"),
     ],
     ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
 )
@@ -160,6 +171,64 @@ def test_wrong_configs_end_at_once_and_leave_nothing(tmp_path, data_dir, changes
     with pytest.raises(UserError, match=message):
         main.run(tiny(data_dir, **changes), str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+PARTIAL = {
+    "data__augment__zoom": (1.0, 1.5),
+    "data__augment__rand_augment": 2,
+    "data__labels__scheme": "onelabel",
+    "model": {"name": "segnet", "width": 0.0625},
+}
+
+
+def test_a_table_of_another_length_is_refused(tmp_path, data_dir):
+    np.save(tmp_path / "table.npy", np.ones((15, 2)))
+    c = tiny(data_dir, **PARTIAL, data__labels__file=str(tmp_path / "table.npy"))
+    with pytest.raises(UserError, match=r"table.npy holds 15 x 2 values, but .* ask for 16 x 2"):
+        main.run(c, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("method", ["jtr", "mtpsl"])
+def test_partial_labels_resume_bit_for_bit(tmp_path, data_dir, capsys, method):
+    """From the checkpoint before the last, with the labels, their moments and all views since."""
+    options = {"name": method, "width": 0.0625} | ({"unlabelled": True} if method == "jtr" else {})
+    c = tiny(data_dir, **PARTIAL, method=options, data__labels__unlabelled={"all": 0.25})
+    main.run(c, str(tmp_path))
+    printed = capsys.readouterr().out
+    assert "images by labels: 4 with 0, 12 with 1, 0 with 2" in printed
+    assert ("4 images without any label are left out" in printed) == (method == "mtpsl")
+    assert np.load(tmp_path / "labels.npy").sum(1).tolist().count(0) == 4
+    whole = restored(tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints" / "latest" / "6")
+    (tmp_path / "eval.json").unlink()
+    main.run(c, str(tmp_path))
+    assert "at step 4 of 6" in capsys.readouterr().out
+    assert_same_bits(restored(tmp_path), whole)
+    assert np.isfinite(experiment.read_results(str(tmp_path))["test/all/delta_m"])
+    table = np.load(tmp_path / "labels.npy")
+    np.save(tmp_path / "labels.npy", 1 - table)
+    with pytest.raises(UserError, match="labels.npy is not the file that .*labels.json describes"):
+        main.run(c, str(tmp_path))
+
+
+def test_a_student_learns_from_its_teachers(tmp_path, data_dir):
+    """Every image has every label then; a teacher's are those of its last step."""
+    short = {**PARTIAL, "data__labels__tasks": ("depth", "semseg"), "train__steps": 2}
+    main.run(tiny(data_dir, **short), str(tmp_path / "teacher"))
+    teachers = {name: str(tmp_path / "teacher") for name in ("depth", "semseg")}
+    c = tiny(data_dir, **short, data__teachers=teachers)
+    dataset = experiment.build_dataset(c)
+    tasks = tasks_lib.build(c.tasks, dataset.labels)
+    method = experiment.build_method(c, experiment.build_model(c, tasks), tasks)
+    os.makedirs(tmp_path / "student")
+    split, words = train.with_given_labels(
+        dataset.split("train", tuple(tasks)), c, str(tmp_path / "student"), method
+    )
+    assert words.startswith("labels of 16 images: depth 8 (50.0%), semseg 8 (50.0%)")
+    assert all(given.all() for given in split.given.values()) and len(split) == 16
+    main.run(c, str(tmp_path / "student"))
+    assert (tmp_path / "student" / "eval.json").exists()
 
 
 def test_a_workdir_of_another_config_is_refused_and_untouched(tmp_path, uninterrupted, config_file):
@@ -199,10 +268,12 @@ for n in (1, 8):
     mesh = jax.make_mesh((n,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:n])
     whole = replicated(mesh)
     split = batch_sharding(mesh)
-    init = lambda key: train.init_state(method, c, key, experiment.example_batch(c, known))
+    init = lambda key: train.init_state(method, c, key, experiment.example_batch(c, known, method.views))
     state = jax.jit(init, out_shardings=whole)(jax.random.key(0))
     step = jax.jit(train.make_step(method, c), in_shardings=(whole, split), out_shardings=whole)
-    batches = pipeline.train_batches(data.split("train", tuple(known)), known, c.data, 0)
+    batches = pipeline.train_batches(
+        data.split("train", tuple(known)), known, c.data, 0, views=method.views
+    )
     batches = pipeline.to_device(batches, split)
     for _ in range(2 // len(method.turns)):  # rounding grows tenfold with every update
         state, metrics = step(state, next(batches))
@@ -223,8 +294,13 @@ except UserError as error:
         {},
         {"method": {"name": "astmt", "discriminator_weight": 0.1, "steps": 6}, "model.decoder_se": "task"},
         {"method": {"name": "supervised", "weighting": {"name": "mgda", "variant": "upper_bound"}}},
+        {
+            "method": {"name": "jtr", "width": 0.0625, "unlabelled": True},
+            "data.augment.zoom": [1.0, 1.5],
+            "data.augment.rand_augment": 2,
+        },
     ],
-    ids=["supervised", "astmt", "mgda"],
+    ids=["supervised", "astmt", "mgda", "jtr"],
 )
 def test_eight_devices_equal_one_and_batch_statistics_are_global(config_file, changes):
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}

@@ -181,6 +181,12 @@ def _by(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape))
 
 
+def by_task(table: np.ndarray, options: Any, tasks: Sequence[str]) -> dict[str, np.ndarray]:
+    """{task: bool[N]} of the run's tasks, from a table as `table` gives it for these arguments."""
+    columns = _columns(options, tasks)
+    return {name: table[:, columns.index(name)].astype(bool) for name in tasks}
+
+
 def claim(workdir: str, options: Any, tasks: Sequence[str], count: int) -> dict[str, np.ndarray]:
     """The labels that a run is given: task -> bool[count], by `table`, of the run's tasks.
 
@@ -211,7 +217,7 @@ def claim(workdir: str, options: Any, tasks: Sequence[str], count: int) -> dict[
         _write(
             described, (json.dumps(description, indent=1) + "\n").encode()
         )  # last: it vouches for the other
-    return {name: given[:, columns.index(name)].astype(bool) for name in tasks}
+    return by_task(given, options, tasks)
 
 
 def _check(values: str, described: str, columns: Sequence[str], given: np.ndarray) -> None:

@@ -186,7 +186,14 @@ def test_through_the_pipeline(root):
     dataset = nyud.build(str(root), classes=40)
     tasks = task_modules.build({name: {} for name in TASKS}, dataset.labels)
     assert tasks["edges"].max_distance == 0.011
-    augment = {"flip": True, "scale": (0.75, 1.25), "rotate": 20.0, "zoom": (), "color": 0.0, "rand_augment": 0}
+    augment = {
+        "flip": True,
+        "scale": (0.75, 1.25),
+        "rotate": 20.0,
+        "zoom": (),
+        "color": 0.0,
+        "rand_augment": 0,
+    }
     data = ConfigDict({"batch_size": 2, "eval_batch_size": 2, "size": None, "eval_size": None})
     data.update({"cache": True, "augment": augment})
     batch = next(pipeline.train_batches(dataset.split("train", TASKS), tasks, data, seed=0))

@@ -331,7 +331,14 @@ def test_damaged_files_are_named(release, case):
 def test_through_the_pipeline(release):
     dataset = pascal_context.build(str(release))
     tasks = task_modules.build({name: {} for name in TASKS}, dataset.labels)
-    augment = {"flip": True, "scale": (0.75, 1.25), "rotate": 20.0, "zoom": (), "color": 0.0, "rand_augment": 0}
+    augment = {
+        "flip": True,
+        "scale": (0.75, 1.25),
+        "rotate": 20.0,
+        "zoom": (),
+        "color": 0.0,
+        "rand_augment": 0,
+    }
     data = ConfigDict({"batch_size": 2, "eval_batch_size": 2, "size": (8, 8), "eval_size": (16, 16)})
     data.update({"cache": False, "augment": augment})
     batch = next(pipeline.train_batches(dataset.split("train", TASKS), tasks, data, seed=0))
