@@ -105,9 +105,9 @@ DATASETS = {
         epochs=20,
         eval="test",
     ),
-    "scenes": Data("scenes", SCENES, THREE, 400, (64, 64), 4, steps=800, **THIN),
-    "scenes7": Data("scenes", SCENES, {**THREE, **EXTRAS}, 400, (64, 64), 4, steps=800, **THIN),
-    "rooms": Data("folder", {}, {"semseg": {}, "depth": DEPTH}, 795, (96, 128), 4, steps=600, **THIN),
+    "scenes": Data("scenes", SCENES, THREE, 400, (64, 64), 4, steps=500, **THIN),
+    "scenes7": Data("scenes", SCENES, {**THREE, **EXTRAS}, 400, (64, 64), 4, steps=500, **THIN),
+    "rooms": Data("folder", {}, {"semseg": {}, "depth": DEPTH}, 795, (96, 128), 4, steps=400, **THIN),
 }
 SCENARIOS = ("fully", "onelabel", "randomlabels", "halflabels", "extended")
 METHODS = ("supervised", "consistency", "direct", "perceptual", "mtpsl", "jtr")
