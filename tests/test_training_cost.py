@@ -119,6 +119,17 @@ def test_a_mean_number_of_pairs_lies_between_whole_ones(monkeypatch, pairs, flop
     assert training_cost.flops_for(pairs, config, method) == flops
 
 
+def test_cost_of_a_step(monkeypatch):
+    """FLOPs for one of the images; memory for all of them."""
+    program = types.SimpleNamespace(cost_analysis=lambda: {"flops": 600.0})
+    params = {"model": {"a": np.zeros((3, 4))}, "method": {"b": np.zeros(5), "c": np.zeros(2)}}
+    monkeypatch.setattr(training_cost, "lower", lambda *_: (program, types.SimpleNamespace(params=params)))
+    monkeypatch.setattr(training_cost, "temporary_memory", lambda lowered: 70 if lowered is program else 0)
+    config, method = training_cost.synthetic(make_config(), "JTR", 2)
+    config.data.batch_size = 4
+    assert training_cost.step_cost(config, method) == StepCost(12, 7, 150.0, 70)
+
+
 def made_up(numbers):
     """Costs whose laws are known."""
     laws = {
