@@ -49,7 +49,7 @@ def schedules(options: Any, steps: int, groups: Iterable[str]) -> dict[str, Sche
     Raises:
       UserError: `own` names no group, or a key that is none of OWN.
     """
-    groups = set(groups)
+    groups = sorted(set(groups))  # sorted: the compilation cache knows a program by the order of its parts
     common = schedule(options, steps)
     _check_names("own", options.own, groups)
     result = {}
@@ -67,8 +67,8 @@ def kind(group: str) -> str:
     return group.split(":")[0]
 
 
-def _check_names(key: str, named: Iterable[str], groups: set[str]) -> None:
-    known = groups | set(map(kind, groups))
+def _check_names(key: str, named: Iterable[str], groups: Iterable[str]) -> None:
+    known = {*groups, *map(kind, groups)}
     for name in named:
         if name not in known:
             raise UserError(
@@ -97,7 +97,7 @@ def transformation(options: Any, groups: Any) -> optax.GradientTransformation:
     }
     if options.name not in chains:
         raise UserError(f"config.optimizer.name is {options.name!r}: choose one of {', '.join(chains)}")
-    labels = set(jax.tree.leaves(groups))
+    labels = sorted(set(jax.tree.leaves(groups)))
     _check_names("lr_scale", options.lr_scale, labels)
 
     def group(label: str) -> optax.GradientTransformation:

@@ -105,7 +105,7 @@ def make_step(method: Method, config: ConfigDict) -> Callable[[TrainState, Tree]
         groups = method.groups(train.params)
         tx = optimizer.transformation(config.optimizer, groups)
         updates, opt_state = tx.update(grads, train.opt_state, train.params)
-        labels = set(jax.tree.leaves(groups))
+        labels = jax.tree.leaves(groups)
         schedules = optimizer.schedules(config.optimizer, config.train.steps, labels)
         rates = {label: schedule(train.step) for label, schedule in schedules.items()}
         trained = labels if method.trains(turn) is None else method.trains(turn)

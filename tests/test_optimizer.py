@@ -109,3 +109,13 @@ def test_a_group_may_have_its_own_schedule():
 def test_a_wrong_own_schedule_is_named(own, message):
     with pytest.raises(UserError, match=message):
         optimizer.schedules(options(own=own), 100, {"shared", "film"})
+
+
+def test_groups_are_taken_in_one_order():
+    """Else every process would compile a program of its own, and find none in the cache."""
+    labels = [f"task:{i}" for i in range(20)] + ["shared"]
+    assert list(optimizer.schedules(options(), 100, reversed(labels))) == sorted(labels)
+    state = optimizer.transformation(options(), {label: label for label in labels}).init(
+        dict.fromkeys(labels, jnp.zeros(1))
+    )
+    assert list(state.inner_states) == sorted(labels)
