@@ -21,7 +21,7 @@ The tables of the paper, each row a config argument, with the paper's numbers be
     table       1/onelabel | 1/randomlabels | 1/extended | 2 | 3/onelabel | 3/randomlabels |
                 3/halflabels | 4/30 | 4/50 | 4/70 | 5/30 | 5/50 | 5/70 | 6 | 7/cityscapes | 7/taskonomy |
                 8/nyu | 8/cityscapes | 9; scenes/<scenario>, scenes7/<scenario> and rooms/<scenario>: every
-                method of the paper, thin networks
+                method of the paper, thin networks (with --scale=mini on two cores in minutes each)
 
 The published label tables can be read instead of drawn: --config.data.labels.file=onelabel.pth . The paper
 marks numbers of table 1 and 2 with a star where it quotes them from an older recipe: Supervised, Consistency,
@@ -52,7 +52,7 @@ class Data:
       images: of the training split.
       pair_weight, film: of MTPSL, the weight of its loss and the learning rate of its scales and shifts.
       moments: of JTR; see methods/jtr.py.
-      width, learning_rate, steps: of a thin network and a short training on two cores.
+      width: of the network, and of the method's own ones.
     """
 
     name: str
@@ -69,10 +69,8 @@ class Data:
     moments: dict | None = None
     width: float = 1.0
     learning_rate: float = 1e-4
-    steps: int | None = None
 
 
-SCENES = {"size": (64, 64), "train_examples": 400}
 THIN = {"eval": "test", "width": 0.25, "learning_rate": 1e-3}
 DATASETS = {
     "nyu": Data(
@@ -105,9 +103,9 @@ DATASETS = {
         epochs=20,
         eval="test",
     ),
-    "scenes": Data("scenes", SCENES, THREE, 400, (64, 64), 4, steps=500, **THIN),
-    "scenes7": Data("scenes", SCENES, {**THREE, **EXTRAS}, 400, (64, 64), 4, steps=500, **THIN),
-    "rooms": Data("folder", {}, {"semseg": {}, "depth": DEPTH}, 795, (96, 128), 4, steps=400, **THIN),
+    "scenes": Data("scenes", {}, THREE, 1600, (96, 128), 8, epochs=100, **THIN),
+    "scenes7": Data("scenes", {}, {**THREE, **EXTRAS}, 1600, (96, 128), 8, epochs=100, **THIN),
+    "rooms": Data("folder", {}, {"semseg": {}, "depth": DEPTH}, 795, (160, 192), 8, epochs=200, **THIN),
 }
 SCENARIOS = ("fully", "onelabel", "randomlabels", "halflabels", "extended")
 METHODS = ("supervised", "consistency", "direct", "perceptual", "mtpsl", "jtr")
@@ -157,7 +155,7 @@ def get_config(arg=None):
         config.optimizer.own = {"film": {"learning_rate": data.film, "halve_every": 0.15}}
     # The extension makes an epoch 60 times as long; three times as many updates as without it will do.
     longer = 3 if args.scenario == "extended" else 1
-    config.train.steps = data.steps or longer * data.epochs * data.images // data.batch
+    config.train.steps = longer * data.epochs * data.images // data.batch
     config.train.eval_every = config.train.checkpoint_every = max(500, config.train.steps // 60)
     return config
 
@@ -368,6 +366,23 @@ SETTINGS = {
     "rooms": ("rooms", "onelabel", "0"),
 }
 MINI = {"train.steps": 1000, "train.eval_every": 1000, "optimizer.learning_rate": 1e-3}
+SMALL_SCENES = {
+    "data.options": {"size": (64, 64), "train_examples": 400},
+    "data.size": (64, 64),
+    "data.batch_size": 4,
+    "train.steps": 500,
+    "train.eval_every": 500,
+}
+SMALL = {  # what two cores train in minutes
+    "scenes": SMALL_SCENES,
+    "scenes7": SMALL_SCENES,
+    "rooms": {
+        "data.size": (96, 128),
+        "data.batch_size": 4,
+        "train.steps": 300,
+        "train.eval_every": 300,
+    },
+}
 EMBEDDED = {  # tables beyond the paper's, and their scenarios
     "scenes": ("onelabel", "randomlabels"),
     "scenes7": ("onelabel", "randomlabels", "halflabels"),
@@ -426,7 +441,7 @@ def sweep(arg=None):
         else:
             rows[name] = row(ROWS[name], paper=paper)
     baseline = "Supervised MTL on onelabel" if table == "1/extended" else "Supervised MTL"
-    return Sweep(rows, baseline, MINI)
+    return Sweep(rows, baseline, SMALL.get(number, MINI))
 
 
 def _quoted(table: str, number: str, scenario: str) -> dict:
