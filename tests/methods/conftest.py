@@ -10,14 +10,13 @@ import pytest
 
 from mtl_jax.models.naming import owned
 from mtl_jax.models.prediction import Prediction
-from mtl_jax.tasks import depth, edges, normals, regression, semseg
+from mtl_jax.tasks import depth, normals, semseg
 
 TASKS = {
     "depth": depth.build("depth", headline="absErr"),
     "normals": normals.build("normals", loss="cosine"),
     "semseg": semseg.build("semseg", 3),
 }
-MORE = {**TASKS, "edges": edges.build("edges", annotators=1), "extra": regression.build("extra")}
 SIZE = (4, 6)
 
 
@@ -53,8 +52,6 @@ def make_batch(given, tasks=TASKS, views=(), seed=0):
             elif name == "normals":
                 label = rng.normal(size=shape).astype(np.float32)
                 label /= np.linalg.norm(label, axis=-1, keepdims=True)
-            elif name == "edges":
-                label = rng.integers(0, 2, shape).astype(np.float32)
             else:
                 label = rng.uniform(1, 5, shape).astype(np.float32)
             known = (rng.uniform(size=(count, *SIZE, 1)) < 0.8) & given[:, k, None, None, None]
