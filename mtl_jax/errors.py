@@ -1,8 +1,10 @@
 """The one error that users meet: a sentence that names the culprit and the fix."""
 
+import contextlib
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -15,6 +17,18 @@ class UserError(Exception):
 
 class Interrupted(Exception):
     """A signal came; the state has been saved, and the same command goes on from there."""
+
+
+@contextlib.contextmanager
+def reading(path: Path | str) -> Iterator[None]:
+    """Makes whatever goes wrong inside a UserError that names the file; a UserError passes as it is."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # of many kinds: libraries trip over damaged files wherever they happen to be
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot read {path} ({reason}): put a sound file there or leave it out") from error
 
 
 def exit_on_user_error(main: Callable[[], None]) -> Callable[[], None]:

@@ -23,7 +23,7 @@ from PIL import Image, ImageOps
 
 from mtl_jax import experiment, figures
 from mtl_jax.data import files
-from mtl_jax.errors import UserError, exit_on_user_error
+from mtl_jax.errors import UserError, exit_on_user_error, reading
 from mtl_jax.tasks import Task
 
 _ASPECTS = (1.0, 4 / 3, 16 / 9, 3.0)  # longer side / shorter side
@@ -49,7 +49,7 @@ def read_image(path: str) -> np.ndarray:
     Raises:
       UserError: the file is no image, is damaged, or is too large to be a photograph.
     """
-    with files.reading(path), warnings.catch_warnings():
+    with reading(path), warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(path) as image:
             return files.to_rgb(ImageOps.exif_transpose(image))

@@ -34,8 +34,7 @@ from typing import Any
 
 import numpy as np
 
-from mtl_jax.data.files import reading
-from mtl_jax.errors import UserError
+from mtl_jax.errors import UserError, reading
 from mtl_jax.weights import torch_file
 
 SCHEMES = ("fully", "onelabel", "randomlabels", "halflabels")

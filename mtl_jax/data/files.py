@@ -1,15 +1,14 @@
 """Files of datasets: finding and reading them, with errors that name them."""
 
-import contextlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import scipy.io
 from PIL import Image
 
-from mtl_jax.errors import UserError
+from mtl_jax.errors import UserError, reading
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 
@@ -20,18 +19,6 @@ def find(candidates: Sequence[Path]) -> Path:
         if path.is_file():
             return path
     raise UserError(f"there is no file {' or '.join(map(str, candidates))}: unpack the release again")
-
-
-@contextlib.contextmanager
-def reading(path: Path | str) -> Iterator[None]:
-    """Makes whatever goes wrong inside a UserError that names the file; a UserError passes as it is."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # of many kinds: libraries trip over damaged files wherever they happen to be
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot read {path} ({reason}): put a sound file there or leave it out") from error
 
 
 def read_lines(path: Path) -> list[str]:

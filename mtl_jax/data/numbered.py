@@ -13,7 +13,7 @@ import numpy as np
 
 from mtl_jax.data import files
 from mtl_jax.data.dataset import Example, Split
-from mtl_jax.errors import UserError
+from mtl_jax.errors import UserError, reading
 
 Reader = Callable[[Path], np.ndarray]
 
@@ -100,6 +100,6 @@ def _numbered(folder: Path) -> list[Path]:
 
 def _size(path: Path) -> tuple[int, int]:
     """Height and width, from the header alone."""
-    with files.reading(path):
+    with reading(path):
         shape = np.load(path, mmap_mode="r").shape
     return shape[1:3] if _first(shape, 3) else shape[:2]

@@ -18,8 +18,7 @@ import jax.numpy as jnp
 from mtl_jax.errors import UserError
 from mtl_jax.methods import weighting as weightings
 from mtl_jax.methods.base import check_dense
-from mtl_jax.methods.maps import disagreement, encoded, sampled
-from mtl_jax.methods.mtpsl import mapping_input, ordered_pairs
+from mtl_jax.methods.maps import disagreement, encoded, mapping_input, ordered_pairs, sampled
 from mtl_jax.methods.supervised import Supervised, labelled
 from mtl_jax.models.autoencoder import AutoEncoder
 

@@ -1,5 +1,7 @@
 """Predictions and labels of tasks as maps that auxiliary networks read, and distances between maps."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -14,6 +16,11 @@ def check_architecture(name: str) -> None:
     """UserError if auxiliary networks have no such architecture."""
     if name not in ARCHITECTURES:
         raise UserError(f"config.method.architecture is {name!r}: choose one of {', '.join(ARCHITECTURES)}")
+
+
+def ordered_pairs(tasks: int) -> list[tuple[int, int]]:
+    """All (s, t) with s != t; a pair's place is its FiLM column, s (K - 1) + (t if t < s else t - 1)."""
+    return list(itertools.permutations(range(tasks), 2))
 
 
 def straight_through(logits: jax.Array, rng: jax.Array) -> jax.Array:
@@ -35,13 +42,20 @@ def encoded(task: Task, label: jax.Array, valid: jax.Array) -> jax.Array:
 
 
 def unit_range(task: Task, values: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
-    """Values in the space of `encode` -> about [0, 1]; 0 (unknown) becomes 0, or the middle for directions.
+    """Values in the space of `encode` -> about [0, 1].
 
     Quantities without bounds pass through the normal distribution function of this mean and deviation.
     """
     if task.values == "directions":
         return (values + 1) / 2
     return jax.scipy.stats.norm.cdf(values, mean, std) if task.values == "real" else values
+
+
+def mapping_input(task: Task, values: jax.Array) -> jax.Array:
+    """Map f32[B,H,W,C] in the space of `encode` -> what the mapping reads; quantities over their largest."""
+    if task.values == "real":
+        return values / (jnp.max(jnp.abs(values), (1, 2, 3), keepdims=True) + 1e-12)
+    return unit_range(task, values, 0.0, 1.0)
 
 
 def disagreement(task: Task, raw: jax.Array, target: jax.Array, valid: jax.Array) -> jax.Array:

@@ -6,7 +6,6 @@ encoder serves all pairs; each has its own scale and shift behind every normalis
 """
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -17,16 +16,17 @@ import numpy as np
 from mtl_jax.errors import UserError
 from mtl_jax.methods import weighting as weightings
 from mtl_jax.methods.base import check_dense
-from mtl_jax.methods.maps import check_architecture, cosine_distance, encoded, sampled, unit_range
+from mtl_jax.methods.maps import (
+    check_architecture,
+    cosine_distance,
+    encoded,
+    mapping_input,
+    ordered_pairs,
+    sampled,
+)
 from mtl_jax.methods.supervised import Supervised, labelled
 from mtl_jax.models.autoencoder import MappingEncoder
-from mtl_jax.tasks import Task
 from mtl_jax.views import View, apart, together
-
-
-def ordered_pairs(tasks: int) -> list[tuple[int, int]]:
-    """All (s, t) with s != t; a pair's place is its FiLM column, s (K - 1) + (t if t < s else t - 1)."""
-    return list(itertools.permutations(range(tasks), 2))
 
 
 def present_pairs(known: jax.Array, slots: int) -> tuple[jax.Array, jax.Array]:
@@ -43,13 +43,6 @@ def present_pairs(known: jax.Array, slots: int) -> tuple[jax.Array, jax.Array]:
     present = ~known[:, source] & known[:, target]
     columns = jnp.argsort(~present, axis=1, stable=True)[:, :slots]
     return columns, jnp.take_along_axis(present, columns, 1)
-
-
-def mapping_input(task: Task, values: jax.Array) -> jax.Array:
-    """Map f32[B,H,W,C] in the space of `encode` -> what the mapping reads; quantities over their largest."""
-    if task.values == "real":
-        return values / (jnp.max(jnp.abs(values), (1, 2, 3), keepdims=True) + 1e-12)
-    return unit_range(task, values, 0.0, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,8 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from mtl_jax.data.files import reading
-from mtl_jax.errors import UserError
+from mtl_jax.errors import UserError, reading
 
 MAGIC = 0x1950A86A20F9469CFC6C
 PROTOCOL = 1001

@@ -6,7 +6,7 @@ import scipy.io
 from PIL import Image
 
 from mtl_jax.data import files
-from mtl_jax.errors import UserError
+from mtl_jax.errors import UserError, reading
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (5, 7, 3)).astype(np.uint8)
@@ -32,14 +32,14 @@ def test_the_first_file_there_is_found(tmp_path):
 
 def test_errors_inside_name_the_file():
     with pytest.raises(UserError, match=r"^cannot read some/file \(no such luck\): ") as caught:
-        with files.reading("some/file"):
+        with reading("some/file"):
             raise ZeroDivisionError("no such luck")
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
     with pytest.raises(UserError, match="^better words$"):
-        with files.reading("some/file"):
+        with reading("some/file"):
             raise UserError("better words")
     with pytest.raises(KeyboardInterrupt):
-        with files.reading("some/file"):
+        with reading("some/file"):
             raise KeyboardInterrupt
 
 

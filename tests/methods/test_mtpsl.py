@@ -47,10 +47,10 @@ def make(partial):
 
 
 def test_column_of_a_pair():
-    pairs = mtpsl.ordered_pairs(3)
+    pairs = maps.ordered_pairs(3)
     assert pairs == [(0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1)]
     for tasks in (2, 5):
-        for column, (s, t) in enumerate(mtpsl.ordered_pairs(tasks)):
+        for column, (s, t) in enumerate(maps.ordered_pairs(tasks)):
             assert column == s * (tasks - 1) + (t if t < s else t - 1)
 
 
@@ -59,7 +59,7 @@ def test_pairs_are_those_of_a_missing_and_a_given_label(tasks):
     known = np.array(list(itertools.product([False, True], repeat=tasks)))
     columns, present = mtpsl.present_pairs(jnp.asarray(known), tasks**2 // 4)
     for row, chosen, real in zip(known, columns, present, strict=True):
-        found = [mtpsl.ordered_pairs(tasks)[c] for c in np.asarray(chosen)[np.asarray(real)]]
+        found = [maps.ordered_pairs(tasks)[c] for c in np.asarray(chosen)[np.asarray(real)]]
         wanted = [(s, t) for s in range(tasks) for t in range(tasks) if not row[s] and row[t]]
         assert sorted(found) == wanted
 
@@ -133,7 +133,7 @@ def test_the_encoders_feature_takes_no_gradient(make, partial):
     to_params, to_feature = jax.grad(loss, (0, 1))(params, feature)
     assert (to_feature == 0).all() and jnp.abs(to_params["film"]).max() > 0
     # Scales of pairs that no image has: (0, 2) of the second image is (depth, semseg).
-    present = {mtpsl.ordered_pairs(3).index(p) for p in ((1, 0), (2, 0), (0, 1), (0, 2))}
+    present = {maps.ordered_pairs(3).index(p) for p in ((1, 0), (2, 0), (0, 1), (0, 2))}
     moved = {c for c in range(6) if jnp.abs(to_params["film"][c]).max() > 0}
     assert moved == present
 

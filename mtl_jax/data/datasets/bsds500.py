@@ -23,7 +23,7 @@ import numpy as np
 
 from mtl_jax.data import files
 from mtl_jax.data.dataset import Dataset, Example, Split
-from mtl_jax.errors import UserError
+from mtl_jax.errors import UserError, reading
 
 ANNOTATORS = 9  # the most that drew one image
 FOLDERS = {"train": ("train",), "val": ("val",), "trainval": ("train", "val"), "test": ("test",)}
@@ -64,7 +64,7 @@ def _photos(folder: Path) -> list[Path]:
 
 def _boundaries(path: Path, size: tuple[int, int]) -> np.ndarray:
     """uint8[h,w,ANNOTATORS]: 0 or 1; 255 in channels without an annotator."""
-    with files.reading(path):
+    with reading(path):
         cells = files.read_mat(path, "groundTruth").ravel()
         drawn = np.stack([cell["Boundaries"][0, 0] for cell in cells], axis=-1)
     if drawn.shape[:2] != size or drawn.shape[2] > ANNOTATORS:

@@ -29,7 +29,7 @@ import numpy as np
 
 from mtl_jax.data import files, numbered, resample
 from mtl_jax.data.dataset import Dataset, Example, Split
-from mtl_jax.errors import UserError
+from mtl_jax.errors import UserError, reading
 
 SPLITS = ("train", "val")
 CLASSES = (
@@ -110,7 +110,7 @@ def _extended(labelled: Split, folder: Path, tasks: Sequence[str]) -> Split:
 
 def _read_frame(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """uint8[H,W,3] and metres f32[H,W,1] (0 unknown)."""
-    with files.reading(path), h5py.File(path) as file:
+    with reading(path), h5py.File(path) as file:
         image, depth = np.moveaxis(file["rgb"][:], 0, -1), file["depth"][:].astype(np.float32)[..., None]
     files.check_shape(depth, (*image.shape[:2], 1), path)
     depth = resample.nearest(depth, size)

@@ -38,7 +38,7 @@ from skimage.morphology import thin
 from mtl_jax.data import files
 from mtl_jax.data.dataset import Dataset, Example, Split
 from mtl_jax.data.datasets import folder, nyud, voc2012
-from mtl_jax.errors import UserError
+from mtl_jax.errors import UserError, reading
 from mtl_jax.tasks import saliency, semseg
 
 LABEL_MAP = ("pascal-context/trainval/{}.mat",)
@@ -153,7 +153,7 @@ def _parts(path: Path) -> np.ndarray:
 
 def _person_parts(path: Path) -> list[tuple[str, np.ndarray]]:
     """(name, bool[h,w]) of every part, in the file's order."""
-    with files.reading(path):
+    with reading(path):
         objects = files.read_mat(path, "anno")[0, 0]["objects"].ravel()
         people = [thing for thing in objects if thing["class_ind"].item() == PERSON]
         parts = [part for person in people for part in person["parts"].ravel()]

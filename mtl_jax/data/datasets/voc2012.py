@@ -28,7 +28,7 @@ import numpy as np
 
 from mtl_jax.data import files
 from mtl_jax.data.dataset import Dataset, Example, Split
-from mtl_jax.errors import UserError
+from mtl_jax.errors import UserError, reading
 
 SPLITS = ("train", "val", "trainaug")
 CLASSES = tuple(
@@ -92,7 +92,7 @@ def _trainaug(voc: Path, sbd_dir: str | None) -> Pairs:
 def _classes(path: Path, size: tuple[int, int]) -> np.ndarray:
     """uint8[h,w,1]: 0 to 20; 255 is void."""
     if path.suffix == ".mat":
-        with files.reading(path):
+        with reading(path):
             label = files.read_mat(path, "GTcls")["Segmentation"][0, 0][..., None]
     else:
         label = files.read_array(path)
