@@ -67,7 +67,7 @@ class Seen:
 def first_images(config: ConfigDict, count: int) -> Iterator[Seen]:
     """The first `count` images of the evaluation split; labels are not read."""
     split = experiment.build_dataset(config).split(config.data.eval, ())
-    some = dataclasses.replace(split, ids=split.ids[:count], sizes=split.sizes[:count])
+    some = split.subset(range(min(count, len(split))))
     one_by_one = ConfigDict({"eval_batch_size": 1, "eval_size": config.data.eval_size})
     for batch in pipeline.eval_batches(some, {}, one_by_one):
         index = int(batch["id"][0])

@@ -29,7 +29,7 @@ def split(count, size=(12, 16)):
         image = (np.repeat(classes[i], 3, -1) * 100).astype(np.uint8)
         return {"image": image, "labels": {"semseg": classes[i], "depth": depth[i], "edges": edges[i]}}
 
-    found = Split([str(i) for i in range(count)], np.tile(np.array(size, np.int32), (count, 1)), load)
+    found = Split([str(i) for i in range(count)], lambda: np.tile(np.array(size, np.int32), (count, 1)), load)
     return found, classes, depth
 
 

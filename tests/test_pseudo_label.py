@@ -84,7 +84,8 @@ def make_split(sizes=SIZES, given=GIVEN):
 
     marks = None if given is None else {name: given if name != "albedo" else ~given for name in TASKS}
     ids = [f"image{i}" for i in range(len(sizes))]
-    return Split(ids, np.array(sizes, np.int32), load, marks), images
+    measured = np.array(sizes, np.int32)
+    return Split(ids, lambda: measured, load, marks), images
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
 """Files of datasets: finding and reading them, with errors that name them."""
 
+import functools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +11,19 @@ from PIL import Image
 
 from mtl_jax.errors import UserError, reading
 
+NAMED = 5  # so many missing files are named; the others are counted
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 
 
-def find(candidates: Sequence[Path]) -> Path:
-    """The first of these files that exists; raises UserError if none does."""
-    for path in candidates:
-        if path.is_file():
-            return path
-    raise UserError(f"there is no file {' or '.join(map(str, candidates))}: unpack the release again")
+def find(files: Sequence[Sequence[Path]]) -> list[Path]:
+    """Of each file, the first of the places where it exists; one UserError for all that exist nowhere."""
+    found = [next((path for path in places if path.is_file()), None) for places in files]
+    missing = [places for places, path in zip(files, found, strict=True) if path is None]
+    if missing:
+        few = "; ".join(" or ".join(map(str, places)) for places in missing[:NAMED])
+        more = f"; and {len(missing) - NAMED} more of {len(files)}" if len(missing) > NAMED else ""
+        raise UserError(f"there is no file {few}{more}: unpack the release again")
+    return found
 
 
 def read_lines(path: Path) -> list[str]:
@@ -39,9 +44,9 @@ def read_names(path: Path) -> list[str]:
     return names
 
 
-def image_sizes(paths: Sequence[Path]) -> np.ndarray:
-    """i32[N,2]: height and width, from the headers alone; raises UserError if one cannot be read."""
-    return np.array([_image_size(path) for path in paths], np.int32)
+def image_sizes(paths: Sequence[Path]) -> Callable[[], np.ndarray]:
+    """() -> i32[N,2]: height and width, from the headers alone; raises UserError if one cannot be read."""
+    return functools.cache(lambda: np.array([_image_size(path) for path in paths], np.int32))
 
 
 def _image_size(path: Path) -> tuple[int, int]:

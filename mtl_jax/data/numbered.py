@@ -6,6 +6,7 @@ given to training, is about i.npy. So the examples are in the order of the numbe
 Channels may come last or first.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def read_split(folder: Path, readers: Mapping[str, tuple[str, Reader]]) -> Split
     """
     photos = _numbered(folder / "image")
     paths = {
-        task: [files.find([folder / kind / p.name]) for p in photos] for task, (kind, _) in readers.items()
+        task: files.find([[folder / kind / p.name] for p in photos]) for task, (kind, _) in readers.items()
     }
 
     def load(index: int) -> Example:
@@ -41,7 +42,7 @@ def read_split(folder: Path, readers: Mapping[str, tuple[str, Reader]]) -> Split
             files.check_shape(label, (*image.shape[:2], label.shape[2]), paths[task][index])
         return {"image": image, "labels": labels}
 
-    return Split([p.stem for p in photos], np.array([_size(p) for p in photos], np.int32), load)
+    return Split([p.stem for p in photos], _sizes(photos), load)
 
 
 def read_photo(path: Path) -> np.ndarray:
@@ -96,6 +97,10 @@ def _numbered(folder: Path) -> list[Path]:
         if path.stem not in there:
             raise UserError(f"there is no {path}, but its number counts: unpack the release again")
     return paths
+
+
+def _sizes(photos: list[Path]) -> Callable[[], np.ndarray]:
+    return functools.cache(lambda: np.array([_size(p) for p in photos], np.int32))
 
 
 def _size(path: Path) -> tuple[int, int]:

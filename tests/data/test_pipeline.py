@@ -44,7 +44,7 @@ def example(index, size=(6, 8)):
 def make_split(count=10, sizes=None, load=None, given=None):
     sizes = np.array(sizes or [(6, 8)] * count, np.int32)
     ids = [f"photo{i}" for i in range(len(sizes))]
-    return Split(ids, sizes, load or (lambda i: example(i, tuple(sizes[i]))), given)
+    return Split(ids, lambda: sizes, load or (lambda i: example(i, tuple(sizes[i]))), given)
 
 
 def augmented(**changes):
@@ -368,7 +368,7 @@ def test_a_program_ends_although_batches_are_being_read(ending):
         broken = False
         augment = {augmented()}
         data = ConfigDict({{"batch_size": 2, "size": (4, 4), "cache": False, "augment": augment}})
-        split = Split(["a", "b"], np.full((2, 2), 4, np.int32), load)
+        split = Split(["a", "b"], lambda: np.full((2, 2), 4, np.int32), load)
         batches = pipeline.train_batches(split, {{}}, data, 0)
         next(batches)
         {ending}

@@ -43,7 +43,7 @@ def build(data_dir: str) -> Dataset:
         photos = [path for folder in FOLDERS[name] for path in _photos(root / "images" / folder)]
         drawings = [root / "groundTruth" / path.parent.name / f"{path.stem}.mat" for path in photos]
         if tasks:
-            drawings = [files.find([path]) for path in drawings]
+            drawings = files.find([[path] for path in drawings])
 
         def load(index: int) -> Example:
             image = files.read_image(photos[index])

@@ -67,7 +67,7 @@ def build(data_dir: str, eval_examples: int = 5000) -> Dataset:
                 files.check_shape(label, (*sizes[index], 3 if task == "albedo" else 1), path)
             return example
 
-        return Split(frames, sizes, load)
+        return Split(frames, lambda: sizes, load)
 
     labels = {
         "semseg": {"num_classes": len(CLASSES), "class_names": CLASSES},
@@ -81,7 +81,7 @@ def _sizes(images: Path, frames: Sequence[str]) -> np.ndarray:
     """i32[N,2] from the first frame of each folder."""
     folders = [frame.rpartition("/")[0] for frame in frames]
     firsts = dict(zip(reversed(folders), reversed(frames), strict=True))
-    sizes = files.image_sizes([images / f"{frame}_final.webp" for frame in firsts.values()])
+    sizes = files.image_sizes([images / f"{frame}_final.webp" for frame in firsts.values()])()
     number = {name: i for i, name in enumerate(firsts)}
     return sizes[[number[name] for name in folders]]
 

@@ -52,8 +52,8 @@ def build(data_dir: str, pascal_s_dir: str | None = None) -> Dataset:
             raise UserError("msra10k: the split pascal_s needs the option pascal_s_dir, the folder PASCAL-S")
         root, (listed, images, gt) = Path(folders[name]).expanduser(), LAYOUT[name]
         ids = files.read_names(root / listed)
-        photos = [root / images / f"{i}.jpg" for i in ids]
-        masks = [files.find([root / gt / f"{i}.png"]) for i in ids] if tasks else []
+        photos = files.find([[root / images / f"{i}.jpg"] for i in ids])
+        masks = files.find([[root / gt / f"{i}.png"] for i in ids]) if tasks else []
 
         def load(index: int) -> Example:
             image = files.read_image(photos[index])

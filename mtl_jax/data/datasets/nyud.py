@@ -79,9 +79,9 @@ def build(data_dir: str, classes: int = 41) -> Dataset:
         if name not in SPLITS:
             raise UserError(f"nyud has no split {name!r}: choose one of {', '.join(SPLITS)}")
         ids = files.read_names(root / "gt_sets" / f"{name}.txt")
-        photos = [root / "images" / f"{i}.jpg" for i in ids]
+        photos = files.find([[root / "images" / f"{i}.jpg"] for i in ids])
         paths = {
-            task: [files.find([root / place.format(i) for place in PLACES[task]]) for i in ids]
+            task: files.find([[root / place.format(i) for place in PLACES[task]] for i in ids])
             for task in tasks
         }
 

@@ -42,7 +42,7 @@ def build(data_dir: str) -> Dataset:
         ids = files.read_names(root / "gt_sets" / f"{name}.txt")
         kinds = ["images", *tasks, *(["masks"] if tasks and name == "train" else [])]
         paths = {
-            kind: [files.find([root / name / kind / f"{i}{_ending(kind, name)}"]) for i in ids]
+            kind: files.find([[root / name / kind / f"{i}{_ending(kind, name)}"] for i in ids])
             for kind in kinds
         }
 

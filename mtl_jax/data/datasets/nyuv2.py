@@ -103,9 +103,8 @@ def _extended(labelled: Split, folder: Path, tasks: Sequence[str]) -> Split:
         return {"image": image, "labels": {task: labels[task] for task in tasks}}
 
     ids = [f"{path.parent.name}/{path.stem}" for path in frames]
-    return Split(
-        [*labelled.ids, *ids], np.vstack([labelled.sizes, np.tile(labelled.sizes[:1], (len(ids), 1))]), load
-    )
+    every = [*labelled.ids, *ids]
+    return Split(every, lambda: np.tile(labelled.sizes[:1], (len(every), 1)), load)
 
 
 def _read_frame(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

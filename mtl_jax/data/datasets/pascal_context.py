@@ -99,13 +99,15 @@ def build(data_dir: str) -> Dataset:
         if name not in edges:
             raise UserError(f"pascal_context has no split {name!r}: choose one of {', '.join(edges)}")
         ids = files.read_names(root / "ImageSets/Context" / f"{name}.txt")
-        photos = [root / "JPEGImages" / f"{i}.jpg" for i in ids]
-        paths = {task: [[_find(root, i, places) for places in FILES[task]] for i in ids] for task in tasks}
+        photos = files.find([[root / "JPEGImages" / f"{i}.jpg"] for i in ids])
+        paths = {
+            task: [_find(root, ids, places) for places in FILES[task]] for task in tasks
+        }  # by task: of each kind of file, all images'
         read = {**readers, "edges": lambda path: edges[name](_label_map(path))}
 
         def load(index: int) -> Example:
             image = files.read_image(photos[index])
-            found = {task: read[task](*paths[task][index]) for task in tasks}
+            found = {task: read[task](*(kind[index] for kind in paths[task])) for task in tasks}
             labels = {task: _fitted(label, task, image.shape[:2]) for task, label in found.items()}
             return {"image": image, "labels": labels}
 
@@ -114,8 +116,8 @@ def build(data_dir: str) -> Dataset:
     return Dataset(_LABELS, tuple(edges), split)
 
 
-def _find(root: Path, name: str, places: Sequence[str]) -> Path:
-    return files.find([root / place.format(name) for place in places])
+def _find(root: Path, ids: Sequence[str], places: Sequence[str]) -> list[Path]:
+    return files.find([[root / place.format(name) for place in places] for name in ids])
 
 
 def _label_map(path: Path) -> np.ndarray:

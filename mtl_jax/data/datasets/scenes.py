@@ -83,12 +83,15 @@ def build(
         wanted = [name] if name == "unlabelled" else ["train", "test"]
         config = _config(domain, size, {n: counts[n] for n in wanted})
         ids = [f"{domain}-{name}-{i:06d}" for i in range(counts[name])]
-        sizes = np.tile(np.array(size, np.int32), (len(ids), 1))
         if name == "unlabelled" and tasks:
             raise UserError(
                 f"the split 'unlabelled' of scenes has no labels: ask for none there, not {tasks[0]!r}"
             )
-        return Split(ids, sizes, _loader(_prepared(config, data_dir), name, tasks))
+        return Split(
+            ids,
+            lambda: np.tile(np.int32(size), (len(ids), 1)),
+            _loader(_prepared(config, data_dir), name, tasks),
+        )
 
     return Dataset(labels=LABELS, splits=tuple(counts), split=split)
 

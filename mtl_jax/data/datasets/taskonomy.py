@@ -126,7 +126,7 @@ def build(
             labels = {task: _shrunk(task, maps, size) for task in tasks}
             return {"image": resample.smooth(image, size), "labels": labels}
 
-        return Split(views, np.tile(np.int32(size), (len(views), 1)), load)
+        return Split(views, lambda: np.tile(np.int32(size), (len(views), 1)), load)
 
     labels = {
         "semseg": {"num_classes": len(CLASSES), "class_names": CLASSES},

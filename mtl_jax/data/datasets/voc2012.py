@@ -51,8 +51,9 @@ def build(data_dir: str, sbd_dir: str | None = None) -> Dataset:
             raise UserError(f"voc2012 has no split {name!r}: choose one of {', '.join(SPLITS)}")
         pairs = _trainaug(voc, sbd_dir) if name == "trainaug" else _voc(voc, name)
         photos, maps = zip(*pairs.values(), strict=True)
+        photos = files.find([[path] for path in photos])
         if tasks:
-            maps = [files.find([path]) for path in maps]
+            maps = files.find([[path] for path in maps])
 
         def load(index: int) -> Example:
             image = files.read_image(photos[index])
