@@ -22,12 +22,19 @@ def test_the_first_file_there_is_found(tmp_path):
     a, b, c = (tmp_path / name for name in "abc")
     b.touch()
     c.touch()
-    assert files.find([a, b, c]) == b and files.find([c, b]) == c
+    assert files.find([[a, b, c], [c, b]]) == [b, c] and files.find([]) == []
     a.mkdir()
     with pytest.raises(UserError, match=f"no file {a}: unpack"):
-        files.find([a])
-    with pytest.raises(UserError, match=f"no file {a} or {tmp_path}/d: unpack"):
-        files.find([a, tmp_path / "d"])
+        files.find([[b], [a]])
+    with pytest.raises(UserError, match=f"no file {a} or {tmp_path}/d; {tmp_path}/e: unpack"):
+        files.find([[a, tmp_path / "d"], [c], [tmp_path / "e"]])
+
+
+def test_of_many_missing_files_a_few_are_named(tmp_path):
+    (tmp_path / "0").touch()
+    with pytest.raises(UserError, match=r"/1; .*/2; .*/3; .*/4; .*/5; and 4 more of 10: unpack") as error:
+        files.find([[tmp_path / str(i)] for i in range(10)])
+    assert "/6" not in str(error.value)
 
 
 def test_errors_inside_name_the_file():
@@ -69,7 +76,7 @@ def test_images_of_every_ending(tmp_path, ending):
     image = files.read_image(path)
     assert image.shape == (6, 9, 3) and image.dtype == np.uint8
     np.testing.assert_allclose(image, 60, atol=1)
-    assert files.image_sizes([path]).tolist() == [[6, 9]]
+    assert files.image_sizes([path])().tolist() == [[6, 9]]
 
 
 def test_pixels_are_read_as_stored_whatever_the_camera_noted(tmp_path):
@@ -78,7 +85,7 @@ def test_pixels_are_read_as_stored_whatever_the_camera_noted(tmp_path):
     path = save(tmp_path / "a.png", RGB, exif=exif)
     np.testing.assert_array_equal(files.read_image(path), RGB)
     np.testing.assert_array_equal(files.read_array(path), RGB)
-    sizes = files.image_sizes([path, save(tmp_path / "b.png", GREY[:2])])
+    sizes = files.image_sizes([path, save(tmp_path / "b.png", GREY[:2])])()
     assert sizes.dtype == np.int32 and sizes.tolist() == [[5, 7], [2, 7]]
 
 
@@ -159,11 +166,11 @@ def test_images_without_a_header_and_hostile_sizes_are_named(tmp_path, monkeypat
     good, bad = save(tmp_path / "a.png", RGB), tmp_path / "b.png"
     bad.write_bytes(good.read_bytes()[:20])
     with pytest.raises(UserError, match=f"cannot read {bad}"):
-        files.image_sizes([good, bad])
+        files.image_sizes([good, bad])()
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", RGB[..., 0].size)
     save(bad, np.tile(RGB, (3, 1, 1)))  # Pillow refuses, by an error of its own kind
     with pytest.raises(UserError, match=f"cannot read {bad} .*decompression bomb"):
-        files.image_sizes([good, bad])
+        files.image_sizes([good, bad])()
 
 
 def test_matlab_variables(tmp_path):

@@ -94,8 +94,11 @@ def test_damaged_files(release):
         split.load(1)
     photo = release / "data/images/val/103.jpg"
     photo.write_bytes(b"no jpeg")
+    both = bsds500.build(release).split("trainval", ["edges"])
     with pytest.raises(UserError, match=r"cannot read .*val/103\.jpg"):
-        bsds500.build(release).split("trainval", ["edges"])
+        both.load(3)
+    with pytest.raises(UserError, match=r"cannot read .*val/103\.jpg"):
+        both.sizes
 
 
 REAL = Path(os.environ.get("MTL_JAX_DATA", "")) / "BSDS500"

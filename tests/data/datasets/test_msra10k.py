@@ -92,7 +92,7 @@ def test_missing_parts_are_named(roots, tmp_path):
     with pytest.raises(UserError, match=r"no file .*PASCAL-S/masks/2\.png"):
         data.split("pascal_s", ["saliency"])
     (pascal / "images/850.jpg").unlink()
-    with pytest.raises(UserError, match=r"cannot read .*images/850\.jpg"):
+    with pytest.raises(UserError, match=r"no file .*images/850\.jpg"):
         data.split("pascal_s", [])
 
 

@@ -136,7 +136,7 @@ def test_wrong_options_splits_and_missing_files_are_named(release):
     with pytest.raises(UserError, match="no file .*edge/0001.png or .*edge/0001.npy"):
         dataset.split("train", ["depth", "edges"])
     (release / "images/0001.jpg").unlink()
-    with pytest.raises(UserError, match="cannot read .*images/0001.jpg"):
+    with pytest.raises(UserError, match="no file .*images/0001.jpg"):
         dataset.split("train", [])
 
 

@@ -286,7 +286,7 @@ def test_wrong_splits_folders_and_images_are_named(release):
     with pytest.raises(UserError, match="cannot read .*elsewhere/ImageSets/Context/train.txt"):
         pascal_context.build(str(release / "elsewhere")).split("train", [])
     (release / "JPEGImages/2009_000010.jpg").unlink()
-    with pytest.raises(UserError, match="cannot read .*JPEGImages/2009_000010.jpg"):
+    with pytest.raises(UserError, match="no file .*JPEGImages/2009_000010.jpg"):
         dataset.split("val", [])
 
 

@@ -144,7 +144,7 @@ def test_wrong_folders_and_splits(roots, tmp_path):
     with pytest.raises(UserError, match=r"cannot read .*nowhere/ImageSets/Segmentation/train\.txt"):
         voc2012.build(str(tmp_path / "nowhere")).split("train", [])
     (roots[0] / "JPEGImages/2007_000033.jpg").unlink()
-    with pytest.raises(UserError, match=r"cannot read .*JPEGImages/2007_000033\.jpg"):
+    with pytest.raises(UserError, match=r"no file .*JPEGImages/2007_000033\.jpg"):
         voc2012.build(str(roots[0])).split("val", [])
 
 
