@@ -48,6 +48,8 @@ def default() -> ConfigDict:
                 "size": (96, 128),  # (height, width) of a training crop
                 "eval_size": None,  # None: native sizes; (height, width): pad to that canvas
                 "cache": True,  # keep decoded examples in memory
+                "on_error": "raise",  # at a damaged example: raise | skip, which leaves its row empty
+                "max_skipped": 0.01,  # largest share of a split that may be skipped
                 "labels": {  # which of them training is given; see data/availability.py
                     "scheme": "fully",  # fully | onelabel | randomlabels | halflabels
                     "seed": 0,  # of the draw
@@ -129,6 +131,8 @@ def check(config: ConfigDict) -> None:
     need(0 < optimizer.halve_every <= 1, "optimizer.halve_every", "above 0 and at most 1")
     need(all(z >= 1 for z in augment.zoom), "data.augment.zoom", "factors of at least 1")
     need(augment.rand_augment >= 0, "data.augment.rand_augment", "0 or a positive integer")
+    need(config.data.on_error in ("raise", "skip"), "data.on_error", "'raise' or 'skip'")
+    need(0 <= config.data.max_skipped <= 1, "data.max_skipped", "a share, from 0 to 1")
     labels = config.data.labels
     need(labels.file is None or _is_a(labels.file, ""), "data.labels.file", "None or a path")
     need(labels.base is None or _is_a(labels.base, 1), "data.labels.base", "None or a number of rows")

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from mtl_jax import atomic, names
 from mtl_jax import config as configs
-from mtl_jax import names
 from mtl_jax import tasks as tasks_lib
 from mtl_jax.checkpoint import Checkpoints, abstract
 from mtl_jax.data.dataset import Dataset
@@ -97,20 +97,13 @@ def claim_workdir(config: ConfigDict, workdir: str) -> None:
             raise UserError(
                 f"{workdir} holds a run of another config; these keys differ: {shown}. Use another --workdir"
             )
-    write_text(path, configs.to_json(config))
-
-
-def write_text(path: str, text: str) -> None:
-    """Writes a small file at once: a reader, or a crash, never sees half of it."""
-    with open(path + ".tmp", "w") as file:
-        file.write(text)
-    os.replace(path + ".tmp", path)
+    atomic.write(path, configs.to_json(config))
 
 
 def write_results(workdir: str, results: Mapping[str, float | None]) -> None:
     """Writes eval.json: flat, keys `split/task/metric`; a value that is not finite becomes null."""
     plain = {k: None if v is None or not math.isfinite(v) else float(v) for k, v in results.items()}
-    write_text(os.path.join(workdir, "eval.json"), json.dumps(plain, indent=1) + "\n")
+    atomic.write(os.path.join(workdir, "eval.json"), json.dumps(plain, indent=1) + "\n")
 
 
 def read_results(workdir: str) -> dict[str, float | None]:
@@ -122,7 +115,7 @@ def write_tasks(workdir: str, config: ConfigDict, dataset: Dataset) -> None:
     """Writes tasks.json, from which `load` builds the tasks without the dataset."""
     merged = {name: {**dataset.labels[name], **options} for name, options in config.tasks.items()}
     plain = json.dumps(merged, indent=1, default=lambda value: list(value))
-    write_text(os.path.join(workdir, "tasks.json"), plain + "\n")
+    atomic.write(os.path.join(workdir, "tasks.json"), plain + "\n")
 
 
 def read_config(workdir: str) -> ConfigDict:

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from jax.experimental.multihost_utils import process_allgather, sync_global_devices
 
-from mtl_jax import evaluate, experiment
+from mtl_jax import atomic, evaluate, experiment
 from mtl_jax.data import pipeline
 from mtl_jax.data.dataset import Example, Split
 from mtl_jax.errors import UserError
@@ -210,7 +210,7 @@ def _write(
             said = now
     flat.flush()
     os.replace(f"{path}.npy.tmp", f"{path}.npy")
-    experiment.write_text(f"{path}.json", json.dumps(record, indent=1) + "\n")
+    atomic.write(f"{path}.json", json.dumps(record, indent=1) + "\n")
 
 
 def _end_to_end(flat: np.ndarray, shapes: np.ndarray) -> Labels:

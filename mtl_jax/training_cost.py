@@ -38,8 +38,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from ml_collections import ConfigDict
 
+from mtl_jax import atomic, experiment, sweep
 from mtl_jax import config as configs
-from mtl_jax import experiment, sweep
 from mtl_jax import tasks as tasks_lib
 from mtl_jax.data import availability
 from mtl_jax.errors import UserError, exit_on_user_error
@@ -314,7 +314,7 @@ def report_growth(spec: str, numbers: Sequence[int], last: sweep.Overrides, out:
         "costs": {curve: [dataclasses.asdict(c) for c in some] for curve, some in costs.items()},
         "laws": found,
     }
-    experiment.write_text(os.path.join(out, "growth.json"), json.dumps(content, indent=1) + "\n")
+    atomic.write(os.path.join(out, "growth.json"), json.dumps(content, indent=1) + "\n")
     draw(os.path.join(out, "growth.png"), numbers, costs, config.data.batch_size)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mtl_jax import config as configs
-from mtl_jax import experiment, pseudo_label
+from mtl_jax import atomic, pseudo_label
 from mtl_jax import tasks as tasks_lib
 from mtl_jax.checkpoint import Checkpoints
 from mtl_jax.data import pipeline
@@ -220,7 +220,7 @@ def test_a_killed_run_leaves_nothing_that_is_taken_for_complete(tmp_path, loaded
 
         monkeypatch.setattr(pseudo_label, "predict", stopped)
     else:
-        monkeypatch.setattr(experiment, "write_text", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        monkeypatch.setattr(atomic, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         pseudo_label.fill(split, TASKS, {"depth": "d"}, str(tmp_path))
     assert not (tmp_path / "depth.json").exists()

@@ -27,13 +27,13 @@ import hashlib
 import io
 import json
 import os
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mtl_jax import atomic
 from mtl_jax.errors import UserError, reading
 from mtl_jax.weights import torch_file
 
@@ -212,10 +212,8 @@ def claim(workdir: str, options: Any, tasks: Sequence[str], count: int) -> dict[
             "sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
         }
         os.makedirs(workdir, exist_ok=True)
-        _write(values, buffer.getvalue())
-        _write(
-            described, (json.dumps(description, indent=1) + "\n").encode()
-        )  # last: it vouches for the other
+        atomic.write(values, buffer.getvalue())
+        atomic.write(described, json.dumps(description, indent=1) + "\n")  # last: it vouches for the other
     return by_task(given, options, tasks)
 
 
@@ -244,13 +242,6 @@ def _check(values: str, described: str, columns: Sequence[str], given: np.ndarra
             f"{values} differs from what config.data.labels gives now in {others} of {given.size} labels:"
             " use another --workdir"
         )
-
-
-def _write(path: str, content: bytes) -> None:
-    """Writes a file at once; the hosts of a run may all write it."""
-    own = f"{path}.{uuid.uuid4().hex}"
-    Path(own).write_bytes(content)
-    os.replace(own, path)
 
 
 def statistics(given: Mapping[str, np.ndarray]) -> str:
