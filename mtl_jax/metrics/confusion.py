@@ -57,14 +57,19 @@ class Confusion:
     Attributes:
       counts: pixels by [label, prediction].
       names: of the classes, for the results `IoU_<name>`.
+      scored: ids of the classes whose IoU mIoU is the mean of; pixels of the others still count, so that a
+        scored class pays for being predicted there.
     """
 
     counts: Total
     names: tuple[str, ...] = flax.struct.field(pytree_node=False)
+    scored: tuple[int, ...] = flax.struct.field(pytree_node=False)
 
     @classmethod
-    def empty(cls, names: Sequence[str]) -> "Confusion":
-        return cls(Total.zeros(len(names), len(names)), tuple(names))
+    def empty(cls, names: Sequence[str], scored: Sequence[int] | None = None) -> "Confusion":
+        """`scored` is all classes by default."""
+        scored = range(len(names)) if scored is None else scored
+        return cls(Total.zeros(len(names), len(names)), tuple(names), tuple(scored))
 
     def update(self, pred: jax.Array, label: jax.Array, valid: jax.Array) -> "Confusion":
         """pred f32[B,H,W,classes] (arg max is taken), label i32[B,H,W,1], valid f32[B,H,W,1]."""
@@ -77,6 +82,7 @@ class Confusion:
         counts = self.counts.numpy()
         hits = np.diag(counts)
         iou = ratio(hits, counts.sum(0) + counts.sum(1) - hits)
-        mean = np.nanmean(iou) if counts.any() else np.nan
+        scored = iou[list(self.scored)]
+        mean = np.nan if np.isnan(scored).all() else np.nanmean(scored)
         results = {"mIoU": float(mean), "pixAcc": float(ratio(hits.sum(), counts.sum()))}
         return results | {f"IoU_{name}": float(value) for name, value in zip(self.names, iou, strict=True)}

@@ -28,15 +28,31 @@ def named_classes(name: str, num_classes: int, class_names: Sequence[str] | None
     return tuple(class_names)
 
 
+def scored_classes(name: str, class_names: Sequence[str], scored: Sequence[str | int]) -> tuple[int, ...]:
+    """The ids of classes given by name or id; UserError if there is no such class, or one twice, or none."""
+    unknown = [c for c in scored if c not in (range(len(class_names)) if isinstance(c, int) else class_names)]
+    if unknown:
+        raise UserError(
+            f"task {name!r} has no class {unknown[0]!r} to score: it has {len(class_names)} classes, which go"
+            " by name or id"
+        )
+    ids = tuple(c if isinstance(c, int) else list(class_names).index(c) for c in scored)
+    if not ids or len(set(ids)) < len(ids):
+        raise UserError(f"task {name!r} has scored {list(scored)}: name one class or more, each once")
+    return ids
+
+
 @dataclasses.dataclass(frozen=True)
 class Semseg(Task):
     """Canonical label: class id; 255 is unknown. Loss: softmax cross-entropy.
 
     Attributes:
       class_names: one per channel.
+      scored: ids of the classes that mIoU is the mean over; None: all.
     """
 
     class_names: tuple[str, ...] = ()
+    scored: tuple[int, ...] | None = None
 
     label_dtype = "int32"
     fill = 255
@@ -63,7 +79,7 @@ class Semseg(Task):
         return masked_mean(optax.softmax_cross_entropy(pred, target)[..., None], valid)
 
     def metric(self):
-        return Confusion.empty(self.class_names)
+        return Confusion.empty(self.class_names, self.scored)
 
     def distance(self, a, b):
         """0 where the (most probable) classes agree, else 1."""
@@ -76,6 +92,17 @@ class Semseg(Task):
         return paint(class_palette(self.channels)[encoded.argmax(-1)] / 255, unknown)
 
 
-def build(name: str, num_classes: int, class_names: Sequence[str] | None = None) -> Semseg:
-    """Raises UserError if `num_classes` is below 2 or is not the number of `class_names`."""
-    return Semseg(name, channels=num_classes, class_names=named_classes(name, num_classes, class_names))
+def build(
+    name: str,
+    num_classes: int,
+    class_names: Sequence[str] | None = None,
+    scored: Sequence[str | int] | None = None,
+) -> Semseg:
+    """The task; `scored` are names or ids of the classes that mIoU is the mean over (default: all).
+
+    Raises:
+      UserError: `num_classes` is below 2 or is not the number of `class_names`; `scored` names no class.
+    """
+    class_names = named_classes(name, num_classes, class_names)
+    ids = None if scored is None else scored_classes(name, class_names, scored)
+    return Semseg(name, channels=num_classes, class_names=class_names, scored=ids)

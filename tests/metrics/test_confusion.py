@@ -8,13 +8,13 @@ from mtl_jax.metrics import confusion
 from mtl_jax.metrics.confusion import Confusion, histogram, joint_counts
 
 
-def results(label, pred, classes):
+def results(label, pred, classes, scored=None):
     """Of flat lists; labels outside [0, classes) are ignored."""
     label = np.asarray(label).reshape(1, 1, -1, 1)
     valid = ((label >= 0) & (label < classes)).astype(np.float32)
     score = jax.nn.one_hot(np.asarray(pred).reshape(1, 1, -1), classes)
-    metric = jax.jit(Confusion.update)(Confusion.empty([str(c) for c in range(classes)]), score, label, valid)
-    return metric.compute()
+    empty = Confusion.empty([str(c) for c in range(classes)], scored)
+    return jax.jit(Confusion.update)(empty, score, label, valid).compute()
 
 
 # Worked by hand.
@@ -45,6 +45,23 @@ def test_counts_have_labels_in_rows():
     metric = Confusion.empty("ab")
     metric = metric.update(jnp.array([[[[0.1, 0.9]]]]), jnp.zeros((1, 1, 1, 1), int), jnp.ones((1, 1, 1, 1)))
     np.testing.assert_array_equal(metric.counts.numpy(), [[0, 1], [0, 0]])
+
+
+def test_mean_over_scored_classes_alone():
+    rng = np.random.default_rng(3)
+    label, pred = rng.integers(0, 6, 500), rng.integers(0, 6, 500)
+    ours, every = results(label, pred, 6, scored=(4, 1)), results(label, pred, 6)
+    # What is of another class and is taken for 1 or 4 counts against them.
+    iou = jaccard_score(label, pred, labels=[1, 4], average=None)
+    assert ours["mIoU"] == pytest.approx(iou.mean(), rel=1e-12)
+    assert ours["mIoU"] != pytest.approx(every["mIoU"], rel=1e-3)
+    assert {k: v for k, v in ours.items() if k != "mIoU"} == {k: v for k, v in every.items() if k != "mIoU"}
+
+
+def test_scored_classes_that_do_not_occur():
+    label, pred = [0, 0, 1, 255], [0, 1, 1, 1]
+    assert results(label, pred, 4, scored=(1, 3))["mIoU"] == pytest.approx(0.5)
+    assert np.isnan(results(label, pred, 4, scored=(2, 3))["mIoU"])
 
 
 def test_nothing_valid_is_nan():

@@ -67,3 +67,29 @@ def test_wrong_classes_are_named(kind, options, message):
 def test_results_name_the_classes():
     task = semseg.build("semseg", 2, ["wall", "floor"])
     assert {"IoU_wall", "IoU_floor"} < set(task.metric().compute())
+
+
+@pytest.mark.parametrize("scored", [["floor", "lamp"], [1, 2], ["floor", 2]])
+def test_scored_classes_by_name_or_id(scored):
+    labels = {"seg": {"kind": "semseg", "num_classes": 3, "class_names": ("wall", "floor", "lamp")}}
+    task = tasks.build({"seg": {"scored": scored}}, labels)["seg"]
+    pred = task.encode(jnp.array([[[[1], [1], [2], [0]]]]))
+    label = jnp.array([[[[1], [0], [2], [0]]]])
+    found = task.metric().update(pred, label, jnp.ones(label.shape)).compute()
+    assert found["mIoU"] == pytest.approx((1 / 2 + 1) / 2)
+    assert found["IoU_wall"] == pytest.approx(1 / 2)
+
+
+@pytest.mark.parametrize(
+    ("scored", "message"),
+    [
+        (["roof"], "'seg' has no class 'roof' to score"),
+        ([3], "'seg' has no class 3 to score"),
+        ([-1], "'seg' has no class -1 to score"),
+        ([0, 0], "name one class or more, each once"),
+        ([], "name one class or more, each once"),
+    ],
+)
+def test_wrong_scored_classes_are_named(scored, message):
+    with pytest.raises(UserError, match=message):
+        tasks.build({"seg": {}}, {"seg": {"kind": "semseg", "num_classes": 3, "scored": scored}})
