@@ -98,7 +98,7 @@ def test_damaged_files(release):
     with pytest.raises(UserError, match=r"cannot read .*val/103\.jpg"):
         both.load(3)
     with pytest.raises(UserError, match=r"cannot read .*val/103\.jpg"):
-        both.sizes
+        both.measure()
 
 
 REAL = Path(os.environ.get("MTL_JAX_DATA", "")) / "BSDS500"
