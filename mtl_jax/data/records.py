@@ -1,8 +1,8 @@
 """Record files read at random: TFRecord and ArrayRecord, told apart by how they begin.
 
 TFRecord (https://www.tensorflow.org/tutorials/load_data/tfrecord) is a stream without an index: of each
-record the length in 8 bytes, little-endian, its masked CRC32C in 4, the data, and their masked CRC32C. Where the
-records of a file begin is found by one pass over the lengths, when it is first needed; 8 bytes each are kept.
+record the length in 8 bytes, little-endian, its masked CRC32C in 4, the data, and their masked CRC32C. One pass
+over the lengths, when a file is first needed, finds where its records begin; 8 bytes each are kept.
 ArrayRecord (https://github.com/google/array_record) has an index of its own.
 """
 

@@ -208,5 +208,3 @@ def test_damaged_records_are_named(root):
     assert tfds_split.Examples(builder, "test", ["label"])[0] == {"label": 0}  # its image is not decoded
     with pytest.raises(UserError, match=f"cannot read record 0 of {second}"):
         examples[1]
-    with pytest.raises(UserError, match=f"cannot read record 0 of {second}"):
-        examples.sizes()()
