@@ -14,6 +14,7 @@ After an interruption the same command goes on where it stopped.
 """
 
 import argparse
+import functools
 import hashlib
 import json
 import os
@@ -81,14 +82,24 @@ def check_archives(root: Path, archives: Mapping[str, str]) -> list[str]:
 
 def speed_up(split: Split) -> tuple[float, float]:
     """How many times as fast as the release its records can be read, and their bytes per example."""
-    tried = range(0, len(split), max(1, len(split) // TRIED))
-    examples = [split.load(index) for index in tried]  # from here on the disk's cache is warm for both
+    tried = {i: _loaded(split, i) for i in range(0, len(split), max(1, len(split) // TRIED))}
+    tried = {i: example for i, example in tried.items() if not isinstance(example, UserError)}
+    if not tried:
+        return 1.0, 0.0  # nothing is sound
+    examples = list(tried.values())  # the disk's cache is warm for both from here on
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tried.array_record"
         _write_records(path, examples)
         shards = records.Shards([path])
         from_records = _seconds(lambda i: prepared.unpack(shards[i]), range(len(examples)))
         return _seconds(split.load, tried) / from_records, path.stat().st_size / len(examples)
+
+
+def _loaded(split: Split, index: int) -> Example | UserError:
+    try:
+        return split.load(index)
+    except UserError as error:
+        return error
 
 
 def _seconds(read: Callable[[int], Any], indices: Iterable[int]) -> float:
@@ -99,12 +110,11 @@ def _seconds(read: Callable[[int], Any], indices: Iterable[int]) -> float:
 
 
 def _write_records(path: Path, examples: Iterable[Example]) -> None:
-    unfinished = path.with_suffix(".unfinished")
-    writer = array_record_module.ArrayRecordWriter(str(unfinished), "group_size:1,zstd:1")
-    for example in examples:
-        writer.write(prepared.pack(example))
-    writer.close()
-    os.replace(unfinished, path)
+    with atomic.writing(path) as unfinished:
+        writer = array_record_module.ArrayRecordWriter(str(unfinished), "group_size:1,zstd:1")
+        for example in examples:
+            writer.write(prepared.pack(example))
+        writer.close()
 
 
 def read_all(
@@ -156,13 +166,7 @@ def _read_part(
     skip: bool,
     pool: Executor,
 ) -> dict[str, Any]:
-    def load(index: int) -> Example | UserError:
-        try:
-            return split.load(index)
-        except UserError as error:
-            return error
-
-    loaded = dict(zip(indices, pool.map(load, indices), strict=True))
+    loaded = dict(zip(indices, pool.map(functools.partial(_loaded, split), indices), strict=True))
     damaged = [str(example) for example in loaded.values() if isinstance(example, UserError)]
     sound = {index: example for index, example in loaded.items() if not isinstance(example, UserError)}
     part = {

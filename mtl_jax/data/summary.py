@@ -21,7 +21,8 @@ class Tally:
       labels: images of which anything is known.
       known, places: pixels (or images, where a task has one label for each) that are known, and all of them.
       counts: of classes or objects, by class; empty for quantities.
-      total: sum of each channel over the known places; of quantities alone.
+      total: sum of each channel of the known numbers; of quantities alone.
+      numbers: how many were summed in each channel.
       least, most: of quantities alone.
       away: known vectors that point away from the camera; of directions alone.
     """
@@ -31,6 +32,7 @@ class Tally:
     places: int = 0
     counts: list[int] = dataclasses.field(default_factory=list)
     total: list[float] = dataclasses.field(default_factory=list)
+    numbers: int = 0
     least: float = float("inf")
     most: float = float("-inf")
     away: int = 0
@@ -72,10 +74,15 @@ def _of_label(task: Task, label: np.ndarray) -> Tally:
         classes = label[..., 4][np.broadcast_to(known, label.shape)[..., 4]]
         tally.counts = np.bincount(classes.astype(int), minlength=len(task.class_names)).tolist()
         return tally
-    values = label[known[..., 0]].astype(np.float64)  # [n,C]
+    values = label[known[..., 0]]  # [n,C]
     if task.values == "classes":
         tally.counts = np.bincount(values[:, 0].astype(int), minlength=task.channels).tolist()
-    elif len(values):
+        return tally
+    values = values.astype(np.float64)
+    if task.label_channels != task.channels:  # drawn by several people, each perhaps absent
+        values = values[values != task.fill][:, None]
+    if len(values):
+        tally.numbers = len(values)
         tally.total = values.sum(0).tolist()
         tally.least, tally.most = float(values.min()), float(values.max())
         tally.away = int((values[:, 2] < 0).sum()) if task.values == "directions" else 0
@@ -99,6 +106,7 @@ def _add(tallies: Sequence[Tally]) -> Tally:
     return Tally(
         labels=sum(t.labels for t in tallies),
         known=sum(t.known for t in tallies),
+        numbers=sum(t.numbers for t in tallies),
         places=sum(t.places for t in tallies),
         counts=total("counts"),
         total=total("total"),
@@ -134,10 +142,10 @@ def _describe(tally: Tally, task: Task) -> str:
         text += f", {tally.known / tally.places:.1%} known"
     if tally.counts:
         return f"{text} · {_describe_classes(tally.counts, task)}"
-    mean = np.array(tally.total) / tally.known
+    mean = np.array(tally.total) / tally.numbers
     if task.values == "directions":
         x, y, z = mean
-        return f"{text} · mean ({x:.2f}, {y:.2f}, {z:.2f}), {tally.away / tally.known:.1%} point away"
+        return f"{text} · mean ({x:.2f}, {y:.2f}, {z:.2f}), {tally.away / tally.numbers:.1%} point away"
     if task.values == "unit" and len(mean) == 1:
         return f"{text} · {mean[0]:.1%} positive"
     return f"{text} · {tally.least:.4g} to {tally.most:.4g}, mean {mean.mean():.4g} {task.unit}".rstrip()

@@ -12,6 +12,7 @@ Splits, tasks and labels are those of the dataset that was converted.
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import flax.serialization
 import numpy as np
@@ -42,9 +43,10 @@ def build(data_dir: str) -> Dataset:
         missing = [task for task in wanted if task not in tasks[name]]
         if missing:
             raise UserError(f"the split {name!r} of {root} has no labels of task {missing[0]!r}")
-        parts = [read_part(path) for path in part_paths(root, name, manifest["parts"][name])]
-        shards = records.Shards([path.with_suffix(".array_record") for path, _ in parts])
-        ids = [i for _, part in parts for i in part["ids"]]
+        paths = part_paths(root, name, manifest["parts"][name])
+        parts = [read_part(path) for path in paths]
+        shards = records.Shards([path.with_suffix(".array_record") for path in paths])
+        ids = [i for part in parts for i in part["ids"]]
         if len(shards) != len(ids):
             raise UserError(
                 f"{root} holds {len(shards)} records of {name!r} instead of {len(ids)}: convert it again"
@@ -54,7 +56,7 @@ def build(data_dir: str) -> Dataset:
             example = unpack(shards[index])
             return {"image": example["image"], "labels": {task: example["labels"][task] for task in wanted}}
 
-        return Split(ids, lambda: np.array([s for _, part in parts for s in part["sizes"]], np.int32), load)
+        return Split(ids, lambda: np.array([s for part in parts for s in part["sizes"]], np.int32), load)
 
     return Dataset(labels, tuple(tasks), split)
 
@@ -64,10 +66,10 @@ def part_paths(root: Path, split: str, parts: int) -> list[Path]:
     return [root / f"{split}-{i:05d}-of-{parts:05d}.json" for i in range(parts)]
 
 
-def read_part(path: Path) -> tuple[Path, dict]:
-    """The path, and the description there of a part."""
+def read_part(path: Path) -> dict[str, Any]:
+    """The description of a part."""
     with reading(path):
-        return path, json.loads(path.read_text())
+        return json.loads(path.read_text())
 
 
 def pack(example: Example) -> bytes:
