@@ -59,7 +59,7 @@ def augment(
 
     Args:
       image: uint8[h,w,3].
-      labels: canonical labels [h,w,C] by task; those of tasks that are not dense keep their values.
+      labels: canonical labels [h,w,C] by task; those that are no maps are moved by `Task.place`.
       tasks: the tasks by name.
       size: (H, W) of the result.
       options: `flip` (bool), `scale` ((lo, hi), of which one factor is drawn evenly), `rotate` (up to so many
@@ -70,13 +70,13 @@ def augment(
       views: further views by name; each stands behind the one that it is made from.
 
     Returns:
-      The example: f32[H,W,3] in [0,1], and the labels [H,W,C] in `label_dtype`, `fill` where they are
-      unknown; and such an example for each view.
+      The example: f32[H,W,3] in [0,1], and the labels [*label_size,C] in `label_dtype`, `fill` where they
+      are unknown; and such an example for each view.
     """
     geometry = _draw_geometry(tf.shape(image)[:2], size, options, _draw(seed)[:5])
     warp = _turned(geometry, size) if options.rotate else _upright(geometry, size, options)
     image = tf.cast(warp(image, "bilinear", 255 * GREY), tf.float32) * (1 / 255)
-    labels = {name: _warp_label(label, tasks[name], geometry, warp) for name, label in labels.items()}
+    labels = {name: _warp_label(label, tasks[name], geometry, warp, size) for name, label in labels.items()}
 
     own = View(zoom=bool(options.zoom))  # the example itself: None among the views
     placed, coloured = {None: (image, labels)}, {}
@@ -88,6 +88,12 @@ def augment(
         placed[name] = image, labels
         coloured[name] = _change_colours(image, options, key), labels
     return coloured.pop(None), coloured
+
+
+def place(label: tf.Tensor, task: Task, matrix: tf.Tensor, size: tuple[Any, Any]) -> tf.Tensor:
+    """`Task.place` of a label that is no map: [*label_size,C] in `label_dtype`, of known size."""
+    label = task.place(tf.cast(label, task.label_dtype), matrix, size)
+    return tf.ensure_shape(label, (*task.label_size(size), task.label_channels))
 
 
 def zoom_crop(
@@ -104,7 +110,7 @@ def zoom_crop(
 
     Args:
       image: f32[H,W,3], of known size.
-      labels: [H,W,C] in `label_dtype` by task, as `augment` returns them; likewise the result.
+      labels: [*label_size,C] in `label_dtype` by task, as `augment` returns them; likewise the result.
       tasks: the tasks by name.
       factors: enlargements, from 1 on.
       seed: int[2].
@@ -130,7 +136,11 @@ def zoom_crop(
         return tf.raw_ops.ResizeBilinear(images=crop[None], size=size, align_corners=True)[0]
 
     def zoomed(label: tf.Tensor, task: Task) -> tf.Tensor:
-        return task.rescale(_resample(label, task, warp), factor) if task.dense else label
+        if task.label_is_map:
+            return task.rescale(_resample(label, task, warp), factor)
+        enlargement = tf.cast(tf.constant(size) / lengths, tf.float32)
+        shift = -enlargement * tf.cast(starts, tf.float32)
+        return place(label, task, tf.concat([tf.linalg.diag(enlargement), shift[:, None]], axis=1), size)
 
     return warp(image, "bilinear", GREY), {name: zoomed(x, tasks[name]) for name, x in labels.items()}
 
@@ -252,10 +262,19 @@ def _canvas_to_image(g: Geometry, size: tuple[int, int]) -> tf.Tensor:
     return tf.stack([a0, a1, start_x - a0 * x0 - a1 * y0, b0, b1, start_y - b0 * x0 - b1 * y0, zero, zero])
 
 
-def _warp_label(label: tf.Tensor, task: Task, g: Geometry, warp: Warp) -> tf.Tensor:
+def _image_to_canvas(g: Geometry, size: tuple[int, int]) -> tf.Tensor:
+    """f32[2,3]: (y, x, 1) of the image -> (y, x) of the canvas, where pixel k spans [k, k + 1]."""
+    a0, a1, a2, b0, b1, b2 = tf.unstack(_canvas_to_image(g, size)[:6])
+    back = tf.stack([[b1, b0], [a1, a0]])
+    start = tf.stack([[b2], [a2]]) + 0.5 - 0.5 * tf.reduce_sum(back, axis=1, keepdims=True)
+    forth = tf.linalg.inv(back)
+    return tf.concat([forth, -forth @ start], axis=1)
+
+
+def _warp_label(label: tf.Tensor, task: Task, g: Geometry, warp: Warp, size: tuple[int, int]) -> tf.Tensor:
     """Places by `warp`, values by the task."""
-    if not task.dense:
-        return tf.cast(label, task.label_dtype)
+    if not task.label_is_map:
+        return place(label, task, _image_to_canvas(g, size), size)
     label = _resample(label, task, warp)
     label = task.rotate(task.rescale(label, g.scale), g.radians)
     return tf.cond(g.flip, lambda: task.flip(label), lambda: label)

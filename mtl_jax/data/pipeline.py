@@ -1,10 +1,11 @@
 """Examples -> batches -> devices.
 
 A batch is {"image": f32[B,H,W,3] in [0,1], "labels": {task: [B,H,W,C]}, "valid": {task: f32[B,H,W,1]},
-"id": i32[B]}. `valid` is 0 where the label is unknown or not given (the label is 0 there too) and 1
-elsewhere; `id` is the example's index in its split, -1 in rows that only fill up the last batch (valid is 0
-all over them). Further views of a training batch are in "views": {name: {"image", "labels", "valid"}}, or
-{name: {"image"}} where the labels are those of the view that it is made from.
+"id": i32[B]}; a label that is no map has the size that `Task.label_size` tells. `valid` is 0 where the label
+is unknown or not given (the label is 0 there too) and 1 elsewhere; `id` is the example's index in its split,
+-1 in rows that only fill up the last batch (valid is 0 all over them). Further views of a training batch are
+in "views": {name: {"image", "labels", "valid"}}, or {name: {"image"}} where the labels are those of the view
+that it is made from.
 """
 
 import atexit
@@ -22,7 +23,7 @@ import jax
 import numpy as np
 import tensorflow as tf
 
-from mtl_jax.data.augment import GREY, augment
+from mtl_jax.data.augment import GREY, augment, place
 from mtl_jax.data.dataset import Split
 from mtl_jax.errors import UserError
 from mtl_jax.tasks.base import Task
@@ -114,13 +115,18 @@ def eval_batches(
         )
     load, failure = _loader(split, tasks)
 
+    def as_it_is(label: tf.Tensor, task: Task, size: tf.Tensor) -> tf.Tensor:
+        if not task.label_is_map:
+            return place(label, task, tf.eye(2, 3), (size[0], size[1]))
+        label = tf.cast(label, task.label_dtype)
+        return _pad(label, canvas, task.fill) if canvas else label
+
     def example(index: tf.Tensor, real: tf.Tensor) -> Batch:
         image, labels = load(index)
         image = tf.cast(image, tf.float32) * (1 / 255)
-        labels = {name: tf.cast(label, tasks[name].label_dtype) for name, label in labels.items()}
+        labels = {name: as_it_is(label, tasks[name], tf.shape(image)) for name, label in labels.items()}
         if canvas:
             image = _pad(image, canvas, GREY)
-            labels = {n: _pad(x, canvas, tasks[n].fill) if tasks[n].dense else x for n, x in labels.items()}
         given = {name: mask & real for name, mask in _given(split, tasks, index).items()}
         return {**_entry(image, labels, tasks, given), "id": tf.where(real, tf.cast(index, tf.int32), -1)}
 
@@ -186,7 +192,7 @@ def _loader(split: Split, tasks: Mapping[str, Task]) -> tuple[Callable, list[Exc
         image, *labels = tf.numpy_function(read, [index], dtypes)
         image.set_shape((None, None, 3))
         for label, task in zip(labels, tasks.values(), strict=True):
-            label.set_shape((None, None, task.label_channels) if task.dense else (1, 1, task.label_channels))
+            label.set_shape((None, None, task.label_channels))
         return image, dict(zip(tasks, labels, strict=True))
 
     return load, failure

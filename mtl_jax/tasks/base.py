@@ -2,7 +2,7 @@
 
 A task never sees a file or a network. Labels arrive in the task's *canonical form*, which every
 dataset reader produces and which the class docstring of each task states (unit, range, value that
-means "unknown"). Geometry (`known`, `flip`, `rescale`, `rotate`) is written with operators and the
+means "unknown"). Geometry (`known`, `flip`, `rescale`, `rotate`, `place`) is written with operators and the
 array's own `namespace`, so that it works on NumPy, TensorFlow (input pipeline) and JAX (methods)
 arrays alike.
 """
@@ -38,7 +38,7 @@ class Metric(Protocol):
     """A streaming accumulator: a pytree, exact over a whole split, whatever the batch boundaries."""
 
     def update(self, pred: jax.Array, label: jax.Array, valid: jax.Array) -> "Metric":
-        """Adds a batch; `pred` is already activated. Pure and jittable, unless `on_host` is true."""
+        """Adds a batch; `pred` is activated and decoded. Pure and jittable, unless `on_host` is true."""
 
     def compute(self) -> dict[str, float]:
         """Results by name, as Python floats; NaN where nothing was valid."""
@@ -63,6 +63,9 @@ class Task:
       interpolation: how the label is resampled, "nearest" or "bilinear".
       fill: label value that means "unknown"; padding is filled with it.
       dense: False for one label per image: label, valid and prediction are then [B, 1, 1, C].
+      objects: True for a label per object: it is then [B, n, 1, C], whatever the image's size, and valid
+        [B, 1, 1, 1]. Such a task has `place` and `decode`; `encode`, `to_label`, `distance` and `colorize`
+        have no meaning for it.
       headline: the metric that represents the task in Delta_m and in tables.
       better: +1 if a larger headline is better, -1 if a smaller one is.
       unit: of the headline in tables; "%" marks a fraction, which tables show times 100.
@@ -79,11 +82,21 @@ class Task:
     interpolation: ClassVar[str] = "nearest"
     fill: ClassVar[float] = float("nan")
     dense: ClassVar[bool] = True
+    objects: ClassVar[bool] = False
     headline: ClassVar[str]
     better: ClassVar[int]
     unit: ClassVar[str] = ""
     discrete: ClassVar[bool] = False
     values: ClassVar[str] = "real"
+
+    @property
+    def label_is_map(self) -> bool:
+        """Whether the label has a value per pixel; if not, `place` moves it."""
+        return self.dense and not self.objects
+
+    def label_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(h, w) of the label [B, h, w, C] in a batch of images of (H, W) = `size`."""
+        return size if self.label_is_map else (1, 1)
 
     # Geometry of a canonical label [..., H, W, C]; resampling itself is done by data/augment.py.
 
@@ -106,11 +119,29 @@ class Task:
         """
         return label
 
+    def place(self, label: Array, matrix: Array, size: tuple[Array, Array]) -> Array:
+        """A label that is no map, [h, w, C] without a batch axis, after the image's points have moved.
+
+        Args:
+          label: canonical, as a reader gives it or as `place` returns it.
+          matrix: f32[2,3]: (y, x, 1) before -> (y, x), in pixels, where pixel k spans [k, k + 1].
+          size: (H, W) of the canvas that they moved to.
+
+        Returns:
+          [*label_size, C].
+        """
+        del matrix, size
+        return label
+
     # Learning and measuring.
 
     def activate(self, pred: jax.Array) -> jax.Array:
         """Raw output [..., channels] -> physical prediction (probabilities, metres, unit vectors), f32."""
         return pred.astype("float32")
+
+    def decode(self, activated: jax.Array) -> jax.Array:
+        """What the metric reads and pictures show of a prediction in the space of `activate`: that itself."""
+        return activated
 
     def encode(self, label: jax.Array) -> jax.Array:
         """Canonical label -> f32[..., channels] in the space of `activate` (one-hot, metres, ...).

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from mtl_jax import tasks as task_modules
 from mtl_jax.data.augment import _jitter, augment, zoom_crop
 from mtl_jax.tasks.base import Task
+from mtl_jax.tasks.boxes import LEAST_SHARE, Boxes
 from mtl_jax.views import View
 
 TASKS = task_modules.build(
@@ -430,3 +431,103 @@ def test_labels_do_not_feel_the_colours():
     for one, two in [(plain[0], lively[0]), *((plain[1][name], lively[1][name]) for name in VIEWS)]:
         np.testing.assert_array_equal(one[1]["p"], two[1]["p"])
         assert np.abs(one[0] - two[0]).max() > 0.01 and two[0].min() >= 0 and two[0].max() <= 1
+
+
+BOXES = Boxes("boxes", max_boxes=8)
+
+
+def drawn(boxes, height, width):
+    """uint8[height,width,n]: each box (ymin, xmin, ymax, xmax of whole numbers) as a mask."""
+    y, x = np.mgrid[:height, :width][..., None]
+    return ((y >= boxes[:, 0]) & (x >= boxes[:, 1]) & (y < boxes[:, 2]) & (x < boxes[:, 3])).astype(np.uint8)
+
+
+def outline(mask):
+    """(ymin, xmin, ymax, xmax) of a mask's pixels, as edges; None if there are none."""
+    y, x = np.nonzero(mask)
+    return np.array([y.min(), x.min(), y.max() + 1, x.max() + 1]) if len(y) else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Masks(Task):
+    """A channel per object: 1 where it is."""
+
+    label_channels = 6
+    fill = 0
+
+    def known(self, label):
+        return label[..., :1] == label[..., :1]
+
+
+RECTANGLES = np.array([[3, 4, 14, 20], [20, 30, 41, 39], [0, 0, 44, 57], [25, 2, 29, 12], [8, 40, 20, 57],
+                       [30, 15, 36, 18]])  # fmt: skip
+
+
+def matching_boxes(label, masks, scale=(1.0,), zoom=(1.0,), rotate=0, flip=False):
+    """Checks that the rows of a label outline what is left of the masks of RECTANGLES; yields which.
+
+    A turned box that the canvas cuts is wider than what is left of it: there, such boxes are passed over.
+    """
+    rows = {int(row[4]): row for row in label[:, 0] if row[4] >= 0}
+    height, width = masks.shape[:2]
+    for k in range(len(RECTANGLES)):
+        seen = outline(masks[..., k])
+        if k not in rows:
+            area = np.prod(RECTANGLES[k, 2:] - RECTANGLES[k, :2]) * (scale[-1] * zoom[-1]) ** 2
+            assert masks[..., k].sum() < max(1.2 * LEAST_SHARE * area, 10)
+            continue
+        box = rows[k][:4]
+        assert (box >= 0).all() and (box[2:] <= [height, width]).all() and rows[k][5] == k % 2
+        inside = (box[:2] > 1).all() and (box[2:] < [height - 1, width - 1]).all()
+        if seen is not None and (inside or not rotate):
+            np.testing.assert_allclose(box, seen, atol=1.01 * zoom[-1])  # the zoom enlarges what is rounded
+            yield k
+
+
+GEOMETRIES = [
+    {"flip": True},
+    {"scale": (0.5, 2.0)},
+    {"flip": True, "scale": (0.6, 1.8)},
+    {"flip": True, "scale": (0.6, 1.8), "zoom": (1.0, 1.3, 1.6)},
+    {"rotate": 35.0},
+    {"flip": True, "scale": (0.5, 1.6), "rotate": 60.0},
+]
+
+
+@pytest.mark.parametrize("options", GEOMETRIES, ids=lambda o: "-".join(o))
+def test_boxes_move_with_what_they_surround(options):
+    size, canvas = (44, 57), (38, 50)
+    k = np.arange(len(RECTANGLES))[:, None]
+    boxes = np.concatenate([RECTANGLES, k, k % 2], axis=1)[:, None].astype(np.float32)
+    labels = {"boxes": boxes, "masks": drawn(RECTANGLES, *size)}
+    tasks = {"boxes": BOXES, "masks": Masks("masks")}
+    compared = []
+    for seed in range(40):
+        _, got = run(noise(*size), labels, tasks, canvas, seed, **options)
+        assert got["boxes"].shape == (8, 1, 6)
+        compared += matching_boxes(got["boxes"], got["masks"], **options)
+    assert len(compared) > 40 and len(set(compared)) >= 4
+
+
+def test_mirroring_boxes_twice_restores():
+    boxes = np.float32([[3, 4, 14, 20, 0, 0], [20, 30.5, 41, 39.25, 1, 1], [7, 0, 9, 57, 2, 0]])[:, None]
+    outcomes = set()
+    for seed in range(8):
+        image = noise(44, 57)
+        once, got = run(image, {"boxes": boxes}, {"boxes": BOXES}, (44, 57), seed, flip=True)
+        flipped = not np.array_equal(np.rint(once * 255), image)
+        outcomes.add(flipped)
+        _, again = run(image, got, {"boxes": BOXES}, (44, 57), seed, flip=True)
+        first, second = (x["boxes"][np.argsort(x["boxes"][:, 0, 4])][-3:] for x in (got, again))
+        np.testing.assert_array_equal(second, boxes)
+        expected = boxes[:, 0].copy()
+        expected[:, [1, 3]] = 57 - expected[:, [3, 1]]
+        np.testing.assert_array_equal(first[:, 0], expected if flipped else boxes[:, 0])
+    assert outcomes == {False, True}
+
+
+def test_images_without_boxes_and_unknown_boxes_stay_so():
+    for rows, expected in ((np.zeros((0, 1, 6)), -1), (np.full((1, 1, 6), np.nan), np.nan)):
+        _, got = run(noise(9, 9), {"b": rows.astype(np.float32)}, {"b": BOXES}, (5, 6), 0, **LIVELY)
+        np.testing.assert_array_equal(got["b"][:, 0, 4], np.full(8, expected))
+        assert BOXES.known(got["b"]).tolist() == [[[expected == -1]]]

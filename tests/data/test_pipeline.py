@@ -19,6 +19,7 @@ from mtl_jax import tasks as task_modules
 from mtl_jax.data import pipeline
 from mtl_jax.data.dataset import Split
 from mtl_jax.errors import UserError
+from mtl_jax.tasks.boxes import Boxes
 from mtl_jax.views import View
 
 TASKS = task_modules.build(
@@ -127,6 +128,43 @@ def test_a_batch_holds_the_labels_and_where_they_are_known():
         assert batch["image"].dtype == batch["valid"]["semseg"].dtype == np.float32
         assert batch["labels"]["semseg"].dtype == batch["id"].dtype == np.int32
         assert batch["labels"]["scene"].shape == batch["valid"]["scene"].shape == (4, 1, 1, 1)
+
+
+def boxes_split():
+    """Image i of a size of its own holds i boxes; the last one's label is unknown."""
+
+    def load(index):
+        rows = np.array([[k, k + 1, k + 2.5, k + 2, k, k % 2] for k in range(index)], np.float32)
+        rows = np.full((1, 6), np.nan, np.float32) if index == 4 else rows.reshape(-1, 6)
+        image = np.full((9 + index, 8, 3), index, np.uint8)
+        return {"image": image, "labels": {"boxes": rows[:, None]}}
+
+    return Split([str(i) for i in range(5)], lambda: np.array([(9 + i, 8) for i in range(5)]), load)
+
+
+@pytest.mark.parametrize("eval_size", [None, (16, 12)])
+def test_boxes_come_in_rows_of_one_number(eval_size):
+    tasks = {"boxes": Boxes("boxes", max_boxes=3)}
+    asked = options(eval_batch_size=1, eval_size=eval_size)
+    for index, batch in enumerate(pipeline.eval_batches(boxes_split(), tasks, asked)):
+        label, valid = batch["labels"]["boxes"], batch["valid"]["boxes"]
+        assert label.shape == (1, 3, 1, 6) and valid.shape == (1, 1, 1, 1)
+        assert valid.item() == (index != 4)
+        rows = label[0, :, 0] if index != 4 else np.zeros((0, 6))
+        rows = rows[np.argsort(rows[:, 4], stable=True)]
+        np.testing.assert_array_equal(rows[:, 4], np.sort(([*range(index)] + [-1] * 3)[:3])[: len(rows)])
+        np.testing.assert_array_equal(
+            rows[rows[:, 4] >= 0], boxes_split().load(index)["labels"]["boxes"][: len(rows), 0]
+        )
+    batch = next(pipeline.train_batches(boxes_split(), tasks, options(batch_size=10), seed=0))
+    assert batch["labels"]["boxes"].shape == (10, 3, 1, 6)
+    for index, label, valid in zip(
+        batch["id"], batch["labels"]["boxes"], batch["valid"]["boxes"], strict=True
+    ):
+        assert valid.item() == (index != 4)
+        if index == 4:
+            assert not label.any()
+        assert (label[..., 4] >= 0).sum() <= index
 
 
 VIEWS = {"near": View(), "other": View(), "recoloured": View(of="near", zoom=False)}
