@@ -16,6 +16,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from mtl_jax.data import files
+from mtl_jax.data.dataset import Example, Split
 from mtl_jax.data.records import Names, Shards
 from mtl_jax.errors import UserError, reading
 
@@ -129,6 +130,22 @@ class Examples(Sequence[dict[str, Any]]):
     def _where(self, index: int) -> str:
         file, number = self.shards.place(index)
         return f"record {number} of {self.shards.paths[file]}"
+
+
+def classified(builder: Builder, split: str, tasks: Sequence[str]) -> Split:
+    """A split of images, whose feature `label` is the label of all `tasks`, of kind classification.
+
+    Raises:
+      UserError: as `Examples` does; while loading, a record that cannot be read.
+    """
+    examples = Examples(builder, split, ["image", "label"] if tasks else ["image"])
+
+    def load(index: int) -> Example:
+        stored = examples[index]
+        labels = {task: np.full((1, 1, 1), stored["label"], np.int32) for task in tasks}
+        return {"image": stored["image"], "labels": labels}
+
+    return Split(examples.ids, examples.sizes(), load)
 
 
 def _decode(encoded: bytes, feature: tfds.features.Image) -> np.ndarray:

@@ -208,3 +208,27 @@ def test_damaged_records_are_named(root):
     assert tfds_split.Examples(builder, "test", ["label"])[0] == {"label": 0}  # its image is not decoded
     with pytest.raises(UserError, match=f"cannot read record 0 of {second}"):
         examples[1]
+
+
+def test_the_lengths_of_shards_are_not_counted_again(root):
+    builder = tfds_split.builder(root, "miniature")
+    examples = tfds_split.Examples(builder, "test")
+    first, second = examples.shards.paths
+    shutil.copy(first, second)
+    with tf.io.TFRecordWriter(str(first)) as writer:
+        writer.write(b"one")
+        writer.write(b"more")
+    assert len(examples) == 2 and examples[1]["label"] == 0
+    with pytest.raises(UserError, match=f"{first} holds 2 records instead of 1"):
+        examples[0]
+
+
+def test_a_split_of_classes(roots):
+    builder = tfds_split.builder(roots["array_record"], "miniature")
+    split = tfds_split.classified(builder, "train", ["classification"])
+    for i in range(len(split)):
+        got = split.load(i)
+        label = got["labels"]["classification"]
+        assert label.dtype == np.int32 and label.tolist() == [[[i % 3]]]
+        assert got["image"].shape == (*split.sizes[i], 3)
+    assert tfds_split.classified(builder, "train", []).load(2)["labels"] == {}
