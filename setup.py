@@ -20,6 +20,7 @@ setup(
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12",
         "pillow>=10.1",
+        "pycocotools>=2.0.8",
         "scikit-image>=0.24",
         "scikit-learn>=1.5",
         "scipy>=1.13",
