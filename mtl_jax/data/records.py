@@ -1,8 +1,8 @@
 """Record files read at random: TFRecord and ArrayRecord, told apart by how they begin.
 
 TFRecord (https://www.tensorflow.org/tutorials/load_data/tfrecord) is a stream without an index: of each
-record the length in 8 bytes, little-endian, its masked CRC32C in 4, the data, and their masked CRC32C. One pass
-over the lengths, when a file is first needed, finds where its records begin; 8 bytes each are kept.
+record the length in 8 bytes, little-endian, its masked CRC32C in 4, the data, and their masked CRC32C. One
+pass over the lengths, when a file is first needed, finds where its records begin; 8 bytes each are kept.
 ArrayRecord (https://github.com/google/array_record) has an index of its own.
 """
 
@@ -82,11 +82,6 @@ class Shards(Sequence[bytes]):
                 return self._reader(path).read([number])[0]
         return _read_at(path, number, int(self._places(path)[number]))
 
-    def name(self, index: int) -> str:
-        """The file's name and the number of the record in it: `train-00003-of-01024:17`."""
-        file, number = self.place(index)
-        return f"{self.paths[file].name}:{number}"
-
     def _count(self, path: Path) -> int:
         if self._is_array_record(path):
             return self._reader(path).num_records()
@@ -94,16 +89,22 @@ class Shards(Sequence[bytes]):
 
 
 class Names(Sequence[str]):
-    """`Shards.name` of every record, none of which is kept: there may be 10^8."""
+    """A name for every record, made when it is asked for: there may be 10^8.
 
-    def __init__(self, shards: Shards):
+    It is the file's name and the record's number in it: train-00003-of-01024:17.
+    """
+
+    def __init__(self, shards: Shards, root: Path | None = None):
+        """`root`: names then begin with the file's path in this folder, not with its name alone."""
         self._shards = shards
+        self._files = [(path.relative_to(root).as_posix() if root else path.name) for path in shards.paths]
 
     def __len__(self) -> int:
         return len(self._shards)
 
     def __getitem__(self, index: int) -> str:
-        return self._shards.name(index)
+        file, number = self._shards.place(index)
+        return f"{self._files[file]}:{number}"
 
 
 def _is_array_record(path: Path) -> bool:

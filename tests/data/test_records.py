@@ -50,7 +50,9 @@ def test_a_file_byte_by_byte(tmp_path):
     path = tmp_path / "digits"
     path.write_bytes(bytes.fromhex("0900000000000000 37f97139 313233343536373839 e5b08ac7"))
     shards = Shards([path])
-    assert len(shards) == 1 and shards[0] == b"123456789" and shards.name(0) == "digits:0"
+    assert len(shards) == 1 and shards[0] == b"123456789"
+    assert list(Names(shards)) == ["digits:0"]
+    assert list(Names(shards, tmp_path.parent)) == [f"{tmp_path.name}/digits:0"]
     assert records.masked_crc(b"123456789") == 0xC78AB0E5
 
 

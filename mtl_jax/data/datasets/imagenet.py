@@ -13,8 +13,8 @@ after registration; for non-commercial research). 1 281 167 images to train on (
     ILSVRC/Data/CLS-LOC/{train,val}/    the same two folders as Kaggle packs them
 
 A class is the place of its WordNet id, n01440764 to n15075141, in the order of the ids, as TFDS numbers them
-too; it is not the ILSVRC2012_ID of the development kit. For images in val/ itself it is known by their number,
-from a list that TFDS brings along.
+too; it is not the ILSVRC2012_ID of the development kit. For images in val/ itself it is known by their
+number, from a list that TFDS brings along.
 
 A few files are no RGB JPEGs in spite of their names: some are CMYK, some grey, and one is a PNG.
 """
