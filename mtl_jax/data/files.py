@@ -76,10 +76,10 @@ def to_rgb(image: Image.Image) -> np.ndarray:
 
 
 def read_array(path: Path) -> np.ndarray:
-    """[h,w,C] as stored in an image file (with a palette, the indices; one bit as uint8) or .npy file.
+    """[h,w,C] as stored in an image file (with a palette, the indices; of one bit, bool) or .npy file.
 
     Raises:
-      UserError: the file cannot be read, or its array has neither 2 nor 3 axes.
+      UserError: the file cannot be read, or its array has no numbers, or neither 2 nor 3 axes.
     """
     with reading(path):
         if path.suffix.lower() == ".npy":
@@ -87,12 +87,7 @@ def read_array(path: Path) -> np.ndarray:
         else:
             with Image.open(path) as image:
                 array = np.asarray(image)
-        array = array.astype(np.uint8) if array.dtype == bool else array
-    if array.ndim not in (2, 3):
-        raise UserError(
-            f"{path} holds an array of {array.ndim} axes: store height, width and perhaps channels"
-        )
-    return array[..., None] if array.ndim == 2 else array
+    return _map(array, path)
 
 
 def read_mat(path: Path, variable: str) -> np.ndarray:
@@ -102,6 +97,43 @@ def read_mat(path: Path, variable: str) -> np.ndarray:
     if variable not in found:
         raise UserError(f"{path} has no variable {variable!r}: unpack the release again")
     return found[variable]
+
+
+def read_mat_map(path: Path, variable: str) -> np.ndarray:
+    """[h,w,C]: numbers in a MATLAB file; errors are those of `read_array`."""
+    return _map(read_mat(path, variable), path)
+
+
+def _map(array: np.ndarray, path: Path) -> np.ndarray:
+    if array.ndim not in (2, 3):
+        raise UserError(
+            f"{path} holds an array of {array.ndim} axes: store height, width and perhaps channels"
+        )
+    if array.dtype.kind not in "biuf" or not array.size:
+        raise UserError(f"{path} holds no numbers, but {array.dtype} of {_by(array.shape)}: store a map")
+    return array[..., None] if array.ndim == 2 else array
+
+
+def check_classes(stored: np.ndarray, classes: range, path: Path, unknown: int | None = None) -> None:
+    """Raises UserError if what was read from `path` holds anything but ids of classes, or `unknown`."""
+    wrong = ~np.isin(stored, [*classes, *([] if unknown is None else [unknown])])
+    if wrong.any():
+        allowed = f"{classes[0]} to {classes[-1]}" + ("" if unknown is None else f" and {unknown}")
+        raise UserError(
+            f"{path} holds {stored[wrong][0]:g}, but classes are {allowed}: unpack the release again"
+        )
+
+
+def positive(stored: np.ndarray, largest: float, unit: str, path: Path) -> np.ndarray:
+    """f32[h,w,1] of what was read from `path`: a positive quantity; else, as NaN, unknown: 0.
+
+    Raises:
+      UserError: a number is too large for its `unit`, perhaps infinite.
+    """
+    known = np.where(stored > 0, stored, 0).astype(np.float32)  # NaN is not
+    if known.max() > largest:
+        raise UserError(f"{path} holds {known.max():g}, which cannot be {unit}: convert the file")
+    return known
 
 
 def check_shape(array: np.ndarray, shape: tuple[int, ...], path: Path) -> None:

@@ -58,18 +58,13 @@ def read_photo(path: Path) -> np.ndarray:
 def read_classes(path: Path, count: int) -> np.ndarray:
     """uint8[h,w,1]: 0 to `count` - 1, of numbers of any type, in which -1 is unknown; here that is 255."""
     stored = read_channels(path, 1)
-    wrong = ~np.isin(stored, range(-1, count))
-    if wrong.any():
-        raise UserError(f"{path} holds {stored[wrong][0]:g}, but classes are -1 to {count - 1}")
+    files.check_classes(stored, range(-1, count), path)
     return np.where(stored < 0, 255, stored).astype(np.uint8)
 
 
 def read_positive(path: Path, largest: float, unit: str) -> np.ndarray:
-    """f32[h,w,1]: a positive quantity; 0 is unknown. UserError if one is too large for its `unit`."""
-    stored = read_channels(path, 1).astype(np.float32)
-    if np.nanmax(stored) > largest:
-        raise UserError(f"{path} holds {np.nanmax(stored):g}, which cannot be {unit}: convert the file")
-    return np.where(stored > 0, stored, np.float32(0))  # NaN is not
+    """f32[h,w,1]: a positive quantity; else, as NaN, unknown: 0. UserError if too large for its `unit`."""
+    return files.positive(read_channels(path, 1), largest, unit, path)
 
 
 def read_channels(path: Path, channels: int) -> np.ndarray:

@@ -113,7 +113,7 @@ def test_arrays_are_read_as_stored(tmp_path):
         assert got.dtype == stored.dtype
         np.testing.assert_array_equal(got, stored)
     bits = files.read_array(save(tmp_path / "bits.png", GREY > 99))
-    assert bits.dtype == np.uint8 and bits.tolist() == (GREY > 99)[..., None].astype(int).tolist()
+    assert bits.dtype == bool and bits.tolist() == (GREY > 99)[..., None].tolist()
     for name, stored in (("a.npy", RNG.random((4, 3, 2))), ("b.npy", GREY[..., None].astype(np.float16))):
         np.save(tmp_path / name, stored)
         np.testing.assert_array_equal(files.read_array(tmp_path / name), stored)
@@ -127,6 +127,43 @@ def test_arrays_of_other_axes_are_named(tmp_path, axes):
     np.save(tmp_path / "a.npy", np.zeros((2,) * axes))
     with pytest.raises(UserError, match=f"a.npy holds an array of {axes} axes"):
         files.read_array(tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize("content", [np.zeros((0, 4)), np.full((2, 3), "1"), np.ones((2, 3), complex)])
+def test_arrays_without_numbers_are_named(tmp_path, content):
+    np.save(tmp_path / "a.npy", content)
+    with pytest.raises(UserError, match=r"a.npy holds no numbers, but .* of [02]x[34]"):
+        files.read_array(tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}], ids=["baseline", "progressive"])
+def test_a_jpeg_is_never_filled_up(tmp_path, options):
+    path = save(tmp_path / "a.jpg", np.tile(RGB, (8, 8, 1)), **options)
+    whole = path.read_bytes()
+    for kept in range(2, len(whole), 97):
+        path.write_bytes(whole[:kept])
+        with pytest.raises(UserError, match=f"cannot read {path}"):
+            files.read_image(path)
+
+
+def test_classes_are_checked(tmp_path):
+    path = tmp_path / "a.png"
+    files.check_classes(np.array([3, 1, 255], np.uint8), range(1, 4), path, unknown=255)
+    for wrong in (0, 4, 255, 1.5, np.nan, np.inf):
+        with pytest.raises(UserError, match=rf"a.png holds {wrong:g}, but classes are 1 to 3: unpack"):
+            files.check_classes(np.array([[3, 1], [wrong, 77]]), range(1, 4), path)
+    with pytest.raises(UserError, match="a.png holds 0, but classes are 1 to 3 and 255: unpack"):
+        files.check_classes(np.array([3, 0, 255], np.uint8), range(1, 4), path, unknown=255)
+
+
+def test_positive_quantities(tmp_path):
+    stored = np.array([[[0.0], [-1], [-np.inf], [np.nan], [1e-3], [7]]])
+    got = files.positive(stored, 7.0, "metres", tmp_path / "a.npy")
+    np.testing.assert_array_equal(got.ravel(), np.float32([0, 0, 0, 0, 1e-3, 7]))
+    assert got.dtype == np.float32
+    for wrong in (7.5, np.inf):
+        with pytest.raises(UserError, match=f"a.npy holds {wrong:g}, which cannot be metres"):
+            files.positive(np.append(stored, [[[wrong]]], axis=1), 7.0, "metres", tmp_path / "a.npy")
 
 
 def truncated(path):
@@ -178,6 +215,12 @@ def test_matlab_variables(tmp_path):
     np.testing.assert_array_equal(files.read_mat(tmp_path / "a.mat", "other"), GREY)
     with pytest.raises(UserError, match=r"a\.mat has no variable 'none'"):
         files.read_mat(tmp_path / "a.mat", "none")
+    np.testing.assert_array_equal(files.read_mat_map(tmp_path / "a.mat", "other"), GREY[..., None])
+    cell = np.array([["a", "b"]], object)
+    for wrong, message in ((cell, "holds no numbers, but object of 1x2"), (RGB[None], "an array of 4 axes")):
+        scipy.io.savemat(tmp_path / "a.mat", {"depth": wrong})
+        with pytest.raises(UserError, match=rf"a\.mat .*{message}"):
+            files.read_mat_map(tmp_path / "a.mat", "depth")
 
 
 def test_other_shapes_are_named(tmp_path):

@@ -57,6 +57,8 @@ def test_positive_quantities(tmp_path):
     assert label.dtype == np.float32
     with pytest.raises(UserError, match="a.npy holds 2.5, which cannot be metres"):
         numbered.read_positive(path, 2.4, "metres")
+    save(path, np.array([[0.0, -1]]))
+    assert not numbered.read_positive(path, 2.4, "metres").any()
 
 
 @pytest.fixture

@@ -3,8 +3,9 @@
 Arbelaez, Maire, Fowlkes, Malik, "Contour detection and hierarchical image segmentation", TPAMI 2011.
 
 Release of January 2013, `BSR_bsds500.tgz` from
-https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/resources.html
-No licence is stated; the authors make it public for research and ask to be cited.
+https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/resources.html; if that does not answer,
+https://github.com/BIDS/BSDS500 is a copy. No licence is stated; the authors make it public for research and
+ask to be cited.
 
 `data_dir` is the folder BSDS500 of that archive:
 
@@ -52,7 +53,9 @@ def build(data_dir: str) -> Dataset:
 
         return Split([path.stem for path in photos], files.image_sizes(photos), load)
 
-    return Dataset({"edges": {"kind": "edges", "annotators": ANNOTATORS}}, tuple(FOLDERS), split)
+    labels = {"edges": {"kind": "edges", "annotators": ANNOTATORS}}
+    published = {"train": 200, "val": 100, "trainval": 300, "test": 200}
+    return Dataset(labels, tuple(FOLDERS), split, published)
 
 
 def _photos(folder: Path) -> list[Path]:

@@ -2,7 +2,7 @@
 
 Cordts et al., "The Cityscapes Dataset for Semantic Urban Scene Understanding", CVPR 2016
 (https://www.cityscapes-dataset.com; for research, after registration), as Liu, Johns, Davison, "End-to-End
-Multi-Task Learning with Attention", CVPR 2019, shrank it: `cityscapes2.zip` (128x256), linked from
+Multi-Task Learning with Attention", CVPR 2019, shrank it: `cityscapes2.zip` (128x256, 651 MB), linked from
 https://github.com/lorenmt/mtan. `data_dir` is its folder cityscapes2, and <split> is train (2975 images) or
 val (500, on which results are reported):
 
@@ -14,7 +14,8 @@ with i from 0 on, not padded, in no known order of the original names: tables of
 on these numbers. Arrays of any type are read, and channels that come first.
 
 A code p is (p - 1) / 256 pixels of the original images, which are 2048 wide; so the largest number there is,
-0.4922, is 126 pixels. `cityscapes.zip` (256x512) has the same layout.
+0.4922, is 126 pixels. `cityscapes.zip` (256x512, 2.4 GB) has the same layout. Cityscapes' own release is read
+by cityscapes_fine.py.
 
 The release names no class. Those of label_7 are taken to be Cityscapes' own categories without void, in their
 order; those of label_19 its training classes; and the foreground of label_2 to be its humans and vehicles.
@@ -68,4 +69,4 @@ def build(data_dir: str, num_classes: int = 7) -> Dataset:
         "semseg": {"num_classes": num_classes, "class_names": CLASSES[num_classes]},
         "disparity": {"unit": UNIT, "max_disparity": 0.25},  # 64 pixels of the original images
     }
-    return Dataset(labels, SPLITS, split)
+    return Dataset(labels, SPLITS, split, published={"train": 2975, "val": 500})

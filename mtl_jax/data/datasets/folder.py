@@ -10,19 +10,25 @@
     {"semseg": {"folder": "labels40", "num_classes": 39, "class_names": "classes.txt", "invalid": 39},
      "depth": {"folder": "depth", "scale": 10 / 255},
      "normals": {"folder": "normals", "axes": ("r", "g", "-b"), "invalid": 0},
-     "edges": {"borders_of": "semseg"}}
+     "edges": {"borders_of": "semseg"},
+     "classification": {"table": "rooms.csv", "class_names": ("kitchen", "office")}}
 
-  folder: where the label files are: .png (8 or 16 bits; with a palette, the indices) or .npy.
-  scale: what the stored number is multiplied by to give the task's unit (metres, [0, 1], 0 or 1, ...).
+  folder: where the label files are: .png (8 or 16 bits; one bit is 0 and 1; with a palette, the indices) or
+    .npy.
+  scale: what the stored number is multiplied by to give the task's unit (metres, [0, 1], 0 or 1, ...). Whole
+    numbers that stand for measurements need it.
   invalid: stored number, or several, that mean "unknown"; so do NaN, and 0 where the task says it.
-  axes: for normals, which stored channel is x (right), y (up), z (towards the camera); codes span -1 ... 1.
+  axes: for normals, which stored channel is x (right), y (up), z (towards the camera); codes span -1 ... 1,
+    floats are the components.
   borders_of: no folder; 1 at the borders between the classes of that task.
+  table: for one label per image: a file of lines `name,class`, the class by its name or number.
   kind: module in tasks/ (default: the name); class_names may be a file with one name per line, each perhaps
     after its number. Everything else is an option of the task.
 
 Numbers from 8-bit files that stand for measurements are kept in half precision (finer than their steps).
 """
 
+import csv
 import dataclasses
 import functools
 import re
@@ -41,8 +47,10 @@ from mtl_jax.errors import UserError
 from mtl_jax.tasks.base import Task
 
 LABEL_ENDINGS = (".png", ".npy")
+LONGEST = 1.01  # component of a unit vector, after rounding
 SEAM = 3  # pixels from a class, up to which an unknown pixel counts as part of a seam
-READING = ("folder", "scale", "invalid", "axes", "borders_of")
+SOURCES = ("folder", "borders_of", "table")  # of a label; one of them
+READING = (*SOURCES, "scale", "invalid", "axes")
 
 
 def build(
@@ -64,6 +72,8 @@ def build(
         description that is wrong. Splits check that their files are there; `load` checks contents.
     """
     root = Path(data_dir).expanduser()
+    if not root.is_dir():
+        raise UserError(f"there is no folder {root}: set data_dir to the one with {images} and the lists")
     splits = dict(splits or {"train": "train.txt", "test": "test.txt"})
     options = {name: _task_options(root, spec) for name, spec in labels.items()}
     readers = {name: _reader(root, name, labels, options) for name in labels}
@@ -76,14 +86,19 @@ def build(
     def split(split_name: str, wanted: Sequence[str]) -> Split:
         if split_name not in splits:
             raise UserError(f"there is no split {split_name!r}: choose one of {', '.join(splits)}")
-        ids = files.read_names(root / splits[split_name])
+        listed = root / splits[split_name]
+        if not listed.is_file():
+            raise UserError(f"there is no {listed}: write the split's images into it, one name per line")
+        ids = files.read_names(listed)
         photos = paths(ids, images, files.IMAGE_ENDINGS)
-        maps = {name: paths(ids, readers[name].folder, LABEL_ENDINGS) for name in wanted}
-        dtypes = {name: readers[name].read(maps[name][0]).dtype for name in wanted}
+        tables = {name: readers[name].read(ids) for name in wanted if readers[name].folder is None}
+        dense = [name for name in wanted if name not in tables]
+        maps = {name: paths(ids, readers[name].folder, LABEL_ENDINGS) for name in dense}
+        dtypes = {name: readers[name].read(found[0]).dtype for name, found in maps.items()}
 
         def load(index: int) -> Example:
             image = files.read_image(photos[index])
-            found = {name: readers[name].read(maps[name][index]) for name in wanted}
+            found = {name: readers[name].read(maps[name][index]) for name in maps}
             for name, label in found.items():
                 path = maps[name][index]
                 if label.shape[:2] != image.shape[:2]:
@@ -93,7 +108,8 @@ def build(
                     )
                 if label.dtype != dtypes[name]:
                     raise UserError(f"{path} has not the bit depth of {maps[name][0]}: store all files alike")
-            return {"image": image, "labels": found}
+            found |= {name: labels[index] for name, labels in tables.items()}
+            return {"image": image, "labels": {name: found[name] for name in wanted}}
 
         return Split(ids, files.image_sizes(photos), load)
 
@@ -117,13 +133,15 @@ class Reader:
         if raw.shape[2] != self.task.label_channels:
             raise UserError(
                 f"{path} has {raw.shape[2]} channels, but task {self.task.name!r} needs"
-                f" {self.task.label_channels}: convert the file"
+                f" {self.task.label_channels}: convert the file (colours are 3, transparency is one more)"
             )
+        if np.isinf(raw).any():
+            raise UserError(f"{path} holds infinite numbers: store NaN where nothing is known")
         unknown = np.isin(raw, self.spec.get("invalid", ())).all(-1, keepdims=True)
         if self._discrete:
             return self._classes(raw, unknown, path)
-        value = self._vectors(raw) if "axes" in self.spec else raw * np.float32(self.spec.get("scale", 1))
-        unknown |= ~np.isfinite(value).all(-1, keepdims=True)
+        value = self._vectors(raw, path) if "axes" in self.spec else self._measures(raw, path)
+        unknown |= np.isnan(value).any(-1, keepdims=True)
         return np.where(unknown, self.task.fill, value).astype(
             "float16" if raw.dtype == np.uint8 else "float32"
         )
@@ -133,7 +151,8 @@ class Reader:
         return self.task.fill == 255
 
     def _classes(self, raw: np.ndarray, unknown: np.ndarray, path: Path) -> np.ndarray:
-        value = np.rint(raw * self.spec["scale"]) if "scale" in self.spec else raw
+        scaled = "scale" in self.spec and raw.dtype != bool
+        value = np.rint(raw * self.spec["scale"]) if scaled else raw
         count = max(self.task.channels, 2)  # a single output says yes or no
         wrong = ~unknown & ~((value >= 0) & (value < count))
         if wrong.any():
@@ -143,10 +162,19 @@ class Reader:
             )
         return np.where(unknown, self.task.fill, value).astype(np.uint8 if count <= 255 else np.int32)
 
-    def _vectors(self, raw: np.ndarray) -> np.ndarray:
+    def _measures(self, raw: np.ndarray, path: Path) -> np.ndarray:
+        if raw.dtype.kind != "f" and "scale" not in self.spec:
+            raise UserError(
+                f"{path} holds whole numbers: give `scale`, the worth of 1 for task {self.task.name!r}"
+            )
+        return raw * np.float32(self.spec.get("scale", 1))
+
+    def _vectors(self, raw: np.ndarray, path: Path) -> np.ndarray:
         codes = raw.astype(np.float32)
         if raw.dtype.kind == "u":
             codes = codes * (2 / np.iinfo(raw.dtype).max) - 1
+        elif (np.abs(codes) > LONGEST).any():
+            raise UserError(f"{path} holds vectors that are longer than 1: convert the file")
         axes = self.spec["axes"]
         vector = np.stack(
             [codes[..., "rgb".index(a[-1])] * (-1 if a[0] == "-" else 1) for a in axes], axis=-1
@@ -167,6 +195,40 @@ class BorderReader:
 
     def read(self, path: Path) -> np.ndarray:
         return borders(self.classes.read(path), self.classes.task.fill)
+
+
+@dataclasses.dataclass(frozen=True)
+class TableReader:
+    """Reads one label per image from the table at `path`."""
+
+    task: Task
+    spec: Mapping[str, Any]
+    path: Path
+    folder = None
+
+    def read(self, names: Sequence[str]) -> list[np.ndarray]:
+        """i32[1,1,1] of each name; other lines of the table may say what they like."""
+        table = defaultdict(list)
+        for name, *values in csv.reader(files.read_lines(self.path)):
+            table[name.strip()] += values
+        for name in names:
+            if len(table[name]) != 1:
+                count = len(table[name])
+                raise UserError(f"{self.path} gives {name!r} {count} classes: write one line `name,class`")
+        return [np.full((1, 1, 1), self._class(name, *table[name]), np.int32) for name in names]
+
+    def _class(self, name: str, value: str) -> int:
+        value = value.strip()
+        if value in map(str, np.ravel(self.spec.get("invalid", ()))):
+            return self.task.fill
+        if value in self.task.class_names:
+            return self.task.class_names.index(value)
+        if value.isdecimal() and int(value) < self.task.channels:
+            return int(value)
+        raise UserError(
+            f"{self.path} has class {value!r} for {name!r}, but task {self.task.name!r} has the classes"
+            f" {', '.join(self.task.class_names)}: name what is unknown in `invalid`"
+        )
 
 
 def borders(classes: np.ndarray, unknown: int) -> np.ndarray:
@@ -193,18 +255,21 @@ def _close_seams(classes: np.ndarray, unknown: int) -> np.ndarray:
 def _task_options(root: Path, spec: Mapping[str, Any]) -> dict[str, Any]:
     """What the task must know: all but how its files are read."""
     options = {key: value for key, value in spec.items() if key not in READING}
-    if isinstance(options.get("class_names"), str):
-        names = [re.sub(r"^\d+\s+", "", line) for line in files.read_lines(root / options["class_names"])]
-        options["class_names"] = names[: options.setdefault("num_classes", len(names))]
+    names = options.get("class_names")
+    if isinstance(names, str):
+        names = [re.sub(r"^\d+\s+", "", line) for line in files.read_lines(root / names)]
+        options["class_names"] = names[: options.get("num_classes")]
+    if names:
+        options.setdefault("num_classes", len(names))
     return options
 
 
 def _reader(
     root: Path, name: str, labels: Mapping[str, Mapping[str, Any]], options: Mapping[str, Mapping[str, Any]]
-) -> Reader | BorderReader:
+) -> Reader | BorderReader | TableReader:
     spec = labels[name]
-    if ("folder" in spec) == ("borders_of" in spec):
-        raise UserError(f"label {name!r} must give either `folder` or `borders_of`")
+    if sum(source in spec for source in SOURCES) != 1:
+        raise UserError(f"label {name!r} must give one of `folder`, `borders_of` and `table`")
     if "borders_of" in spec:
         source = spec["borders_of"]
         if "folder" not in labels.get(source, ()):
@@ -212,13 +277,16 @@ def _reader(
         return BorderReader(_reader(root, source, labels, options))
     if "axes" in spec and sorted(a.lstrip("-") for a in spec["axes"]) != ["b", "g", "r"]:
         raise UserError(f"label {name!r}: axes must be r, g and b in some order, each perhaps with a minus")
-    return Reader(task_modules.build({name: {}}, options)[name], spec)
+    task = task_modules.build({name: {}}, options)[name]
+    if task.dense == ("table" in spec):
+        raise UserError(f"label {name!r}: only a task with one label per image, and any such, has a `table`")
+    return Reader(task, spec) if task.dense else TableReader(task, spec, root / spec["table"])
 
 
 def _list_files(folder: Path, endings: tuple[str, ...]) -> dict[str, list[Path]]:
     """Files below `folder` by their path in it without ending."""
     if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}")
+        raise UserError(f"there is no folder {folder}: put the files there, or name it in data.options")
     listing = defaultdict(list)
     for path in folder.rglob("*"):
         if path.suffix.lower() in endings:
@@ -231,10 +299,13 @@ def _paths(
 ) -> list[Path]:
     """The one file of each name."""
     missing = [name for name in ids if name not in listing]
+    if missing and Path(missing[0]).with_suffix("").as_posix() in listing:
+        raise UserError(f"the list of a split has the name {missing[0]}: write the names without ending")
     if missing:
         raise UserError(
             f"there is no {folder / missing[0]} with ending {', '.join(endings)}"
             + (f" ({len(missing)} files are missing there)" if len(missing) > 1 else "")
+            + ": add the files or take their names off the list"
         )
     for name in ids:
         if len(listing[name]) > 1:

@@ -1,8 +1,9 @@
 """FSV, "Free Supervision from Video Games": frames of GTA V, with classes, albedo and disparity.
 
-Kraehenbuehl, "Free Supervision from Video Games", CVPR 2018 (http://www.philkr.net/fsv; the part of GTA V).
-The layout is the one that the code of Maninis, Radosavovic, Kokkinos, "Attentive Single-Tasking of Multiple
-Tasks", CVPR 2019, reads. `data_dir` is its folder FSV, and <split> is train or test:
+Kraehenbuehl, "Free Supervision from Video Games", CVPR 2018 (http://www.philkr.net/fsv; the part of GTA V;
+no licence is stated). The layout is the one that the code of Maninis, Radosavovic, Kokkinos, "Attentive
+Single-Tasking of Multiple Tasks", CVPR 2019 (https://github.com/facebookresearch/astmt), reads. `data_dir` is
+its folder FSV, and <split> is train or test:
 
     gt_sets/gta_<split>.txt                    223 197 and 50 080 lines <folder>/<frame>
     gta_<split>/<folder>/<frame>_final.webp         the image
@@ -14,10 +15,11 @@ The other object ids are too rare to be learnt and count as background. The disp
 pair of cameras: the public recorder takes it from the depth buffer so that it is about 1 / depth in 1/m, 0 to
 6 (github.com/philkr/gamehook_gtav, gta5.cpp and ps_flow.hlsl).
 
-So many files are not opened to begin with: the frames of a folder have the size of the first that is listed,
-and what is missing or of another size is named when it is read.
+So many files are not looked for to begin with: the frames of a folder have the size of the first that is
+listed, and what is missing or of another size is named when it is read.
 """
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,8 +43,8 @@ def build(data_dir: str, eval_examples: int = 5000) -> Dataset:
       eval_examples: about how many frames of the split test are used: every floor(n / eval_examples)-th.
 
     Raises:
-      UserError: `eval_examples` is below 1; a list, or the first image of a folder, is missing; while
-        loading, a file that is missing, cannot be read or is not as described.
+      UserError: `eval_examples` is below 1; a list is missing; while measuring or loading, a file that is
+        missing, cannot be read or is not as described.
     """
     if eval_examples < 1:
         raise UserError(f"fsv: data.options.eval_examples is {eval_examples}: give at least 1")
@@ -55,26 +57,28 @@ def build(data_dir: str, eval_examples: int = 5000) -> Dataset:
         frames, images = files.read_names(root / "gt_sets" / f"gta_{name}.txt"), root / f"gta_{name}"
         if name == "test":
             frames = frames[:: max(len(frames) // eval_examples, 1)]
-        sizes = _sizes(images, frames)
+        measure = functools.cache(lambda: _sizes(images, frames))
 
         def load(index: int) -> Example:
             photo = images / f"{frames[index]}_final.webp"
             example = {"image": files.read_image(photo), "labels": {}}
-            files.check_shape(example["image"], (*sizes[index], 3), photo)
+            size = measure()[index]
+            files.check_shape(example["image"], (*size, 3), photo)
             for task in tasks:
                 path = images / f"{frames[index]}{ENDINGS[task]}"
                 example["labels"][task] = label = readers[task](path)
-                files.check_shape(label, (*sizes[index], 3 if task == "albedo" else 1), path)
+                files.check_shape(label, (*size, 3 if task == "albedo" else 1), path)
             return example
 
-        return Split(frames, lambda: sizes, load)
+        return Split(frames, measure, load)
 
     labels = {
         "semseg": {"num_classes": len(CLASSES), "class_names": CLASSES},
         "albedo": {},
         "disparity": {"max_disparity": 1.0},
     }
-    return Dataset(labels, SPLITS, split)
+    tested = len(range(0, 50080, max(50080 // eval_examples, 1)))
+    return Dataset(labels, SPLITS, split, published={"train": 223197, "test": tested})
 
 
 def _sizes(images: Path, frames: Sequence[str]) -> np.ndarray:
@@ -89,8 +93,7 @@ def _sizes(images: Path, frames: Sequence[str]) -> np.ndarray:
 def _classes(path: Path) -> np.ndarray:
     """uint8[h,w,1]: 0 to 2."""
     ids = files.read_image(path)[..., :1]
-    if ids.max() >= len(CLASS_OF):
-        raise UserError(f"{path} holds object id {ids.max()}, but ids are 0 to 7: unpack the release again")
+    files.check_classes(ids, range(len(CLASS_OF)), path)
     return CLASS_OF[ids]
 
 

@@ -1,11 +1,14 @@
 """MSRA10K: what catches the eye in 10 000 photographs, to learn from; and PASCAL-S, to judge by.
 
 Cheng, Mitra, Huang, Torr, Hu, "Global Contrast Based Salient Region Detection", TPAMI 2015
-(https://mmcheng.net/msra10k/); Li, Hou, Koch, Rehg, Yuille, "The Secrets of Salient Object Segmentation",
-CVPR 2014 (PASCAL-S, 850 photographs of PASCAL VOC). Both are offered for research.
+(https://mmcheng.net/msra10k/, `MSRA10K_Imgs_GT.zip`, 195 MB); Li, Hou, Koch, Rehg, Yuille, "The Secrets of
+Salient Object Segmentation", CVPR 2014 (PASCAL-S, 850 photographs of PASCAL VOC 2010,
+http://cbi.gatech.edu/salobj). Both are offered for research; no licence is stated.
 
-The layout is that of `MSRA10K.tgz` and `PASCAL-S.tgz`, with which Maninis et al., CVPR 2019, trained and
-tested. `data_dir` is the folder MSRA10K, `pascal_s_dir` the folder PASCAL-S:
+The layout is that of `MSRA10K.tgz` and `PASCAL-S.tgz`, with which Maninis et al., CVPR 2019
+(https://github.com/facebookresearch/astmt), trained and tested. Their server data.vision.ee.ethz.ch is gone;
+the authors' archive of MSRA10K has the masks beside the photographs, in Imgs: move them to gt, and list the
+names. `data_dir` is the folder MSRA10K, `pascal_s_dir` the folder PASCAL-S:
 
     data_dir/Imgs/<id>.jpg              longer side mostly 400
     data_dir/gt/<id>.png                8-bit grey: 255 salient, 0 not
@@ -62,11 +65,13 @@ def build(data_dir: str, pascal_s_dir: str | None = None) -> Dataset:
 
         return Split(ids, files.image_sizes(photos), load)
 
-    return Dataset({"saliency": {}}, tuple(LAYOUT), split)
+    return Dataset({"saliency": {}}, tuple(LAYOUT), split, published={"trainval": 10000, "pascal_s": 850})
 
 
 def _salient(path: Path, above: float, shape: tuple[int, int, int]) -> np.ndarray:
     """uint8[h,w,1]: 1 where the mask is brighter than `above`, else 0."""
     grey = files.read_image(path)  # masks of one bit and of three equal channels are read alike
     files.check_shape(grey, shape, path)
+    if (grey != grey[..., :1]).any():
+        raise UserError(f"{path} holds colours, but a mask is grey: unpack the release again")
     return (grey[..., :1] > above).astype(np.uint8)

@@ -3,14 +3,15 @@
 Silberman, Hoiem, Kohli, Fergus, "Indoor Segmentation and Support Inference from RGBD Images", ECCV 2012
 (https://cs.nyu.edu/~silberman/datasets/nyu_depth_v2.html; for research, no licence stated).
 
-The layout is the one that the code of Maninis et al., CVPR 2019, reads from a folder NYUD_raw, to check
-normals alone; they did not publish the files. `data_dir` is that folder, and <split> is train or val:
+The layout is the one that the code of Maninis et al., CVPR 2019 (https://github.com/facebookresearch/astmt),
+reads from a folder NYUD_raw, to check normals alone. They did not publish the files, nor how many they used:
+make them from the recordings (428 GB). `data_dir` is that folder, and <split> is train or val:
 
     gt_sets/<split>.txt              the ids; any other list there is a split too
     <split>/images/<id>.jpg
     <split>/normals/<id>.png         8-bit RGB, in nyud's colours; .jpg in other splits than train
-    <split>/depth/<id>.mat           `depth`: [h,w] in metres, 0 unknown
-    <split>/masks/<id>.png           train alone: 0 where the sensor saw nothing; no label is known there
+    <split>/depth/<id>.mat           `depth`: [h,w] in metres; 0 and NaN are unknown
+    <split>/masks/<id>.png           train alone, grey; 0 where the sensor saw nothing: labels are unknown
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ import numpy as np
 
 from mtl_jax.data import files
 from mtl_jax.data.dataset import Dataset, Example, Split
-from mtl_jax.data.datasets.nyud import COLOURS
+from mtl_jax.data.datasets.nyud import COLOURS, read_depth
 from mtl_jax.errors import UserError
 
 
@@ -65,15 +66,10 @@ def _ending(kind: str, split: str) -> str:
 
 def _read(kind: str, path: Path, size: tuple[int, int]) -> np.ndarray:
     """Normals f16[h,w,3], depth f32[h,w,1], or masks bool[h,w,1]."""
-    array = {"normals": COLOURS.read, "depth": _depth, "masks": _mask}[kind](path)
+    array = {"normals": COLOURS.read, "depth": read_depth, "masks": _mask}[kind](path)
     files.check_shape(array, (*size, 3 if kind == "normals" else 1), path)
     return array
 
 
-def _depth(path: Path) -> np.ndarray:
-    depth = files.read_mat(path, "depth").astype(np.float32)
-    return np.where(np.isfinite(depth), depth, 0)[..., None]
-
-
 def _mask(path: Path) -> np.ndarray:
-    return files.read_image(path)[..., :1] > 0
+    return files.read_array(path) > 0

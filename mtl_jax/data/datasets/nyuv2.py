@@ -2,9 +2,9 @@
 
 Silberman, Hoiem, Kohli, Fergus, "Indoor Segmentation and Support Inference from RGBD Images", ECCV 2012
 (https://cs.nyu.edu/~silberman/datasets/nyu_depth_v2.html; for research, no licence stated), as Liu, Johns,
-Davison, "End-to-End Multi-Task Learning with Attention", CVPR 2019, cropped and shrank it: `nyuv2.zip`,
-linked from https://github.com/lorenmt/mtan. `data_dir` is its folder nyuv2, and <split> is train (795 images)
-or val (654, on which results are reported):
+Davison, "End-to-End Multi-Task Learning with Attention", CVPR 2019, cropped and shrank it: `nyuv2.zip` (8.5
+GB), linked from https://github.com/lorenmt/mtan. `data_dir` is its folder nyuv2, and <split> is train (795
+images) or val (654, on which results are reported):
 
     <split>/image/<i>.npy     288x384x3, floats in [0, 1]; read to the nearest of 256 levels
     <split>/label/<i>.npy     288x384, -1 unknown, 0 to 12 the classes below
@@ -14,22 +14,20 @@ or val (654, on which results are reported):
 with i from 0 on, not padded. Arrays of any type are read, and channels that come first.
 
 `extension_dir` adds images with depth alone to the split train, behind the others: the folder nyudepthv2 of
-Wofk et al., "FastDepth", ICRA 2019 (https://github.com/dwofk/fast-depth), 47 584 frames of training scenes:
-
-    train/<scene>/<number>.h5    `rgb` uint8 3x480x640; `depth` f32 480x640 in metres, 0 unknown
-
-They are shrunk to the size of the first image. Their ids are <scene>/<number>, those of the others numbers.
+Wofk et al., "FastDepth", ICRA 2019 (see nyu_depth.py), with train/<scene>/<number>.h5: 47 584 frames, which
+are shrunk to the size of the first image. Their ids are <scene>/<number>, those of the others numbers.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
-import h5py
 import numpy as np
 
-from mtl_jax.data import files, numbered, resample
+from mtl_jax.data import numbered, resample
 from mtl_jax.data.dataset import Dataset, Example, Split
-from mtl_jax.errors import UserError, reading
+from mtl_jax.data.datasets import nyu_depth
+from mtl_jax.data.datasets.folder import LONGEST
+from mtl_jax.errors import UserError
 
 SPLITS = ("train", "val")
 CLASSES = (
@@ -72,13 +70,15 @@ def build(data_dir: str, extension_dir: str | None = None) -> Dataset:
         return labelled
 
     labels = {"semseg": {"num_classes": len(CLASSES), "class_names": CLASSES}, "depth": {}, "normals": {}}
-    return Dataset(labels, SPLITS, split)
+    extended = 0 if extension_dir is None else nyu_depth.PUBLISHED["train"]
+    published = {"train": 795 + extended, "val": 654}
+    return Dataset(labels, SPLITS, split, published)
 
 
 def _normals(path: Path) -> np.ndarray:
     """f32[h,w,3]: x right, y up, z towards the camera; zero is unknown."""
     stored = numbered.read_channels(path, 3).astype(np.float32)
-    if np.nanmax(np.abs(stored)) > 1.01:
+    if (np.abs(stored) > LONGEST).any():
         raise UserError(f"{path} holds a vector that is longer than 1: convert the file")
     vectors = np.stack([stored[..., 0], stored[..., UP], -stored[..., AHEAD]], axis=-1)
     return np.where(np.isfinite(vectors).all(-1, keepdims=True), vectors, np.float32(0))
@@ -94,23 +94,14 @@ def _extended(labelled: Split, folder: Path, tasks: Sequence[str]) -> Split:
     def load(index: int) -> Example:
         if index < len(labelled):
             return labelled.load(index)
-        image, depth = _read_frame(frames[index - len(labelled)], size)
+        image, depth = nyu_depth.read_frame(frames[index - len(labelled)])
         labels = {
             "semseg": np.full((*size, 1), 255, np.uint8),
-            "depth": depth,
+            "depth": resample.nearest(depth, size),
             "normals": np.zeros((*size, 3), np.float32),
         }
-        return {"image": image, "labels": {task: labels[task] for task in tasks}}
+        return {"image": resample.smooth(image, size), "labels": {task: labels[task] for task in tasks}}
 
     ids = [f"{path.parent.name}/{path.stem}" for path in frames]
     every = [*labelled.ids, *ids]
     return Split(every, lambda: np.tile(labelled.sizes[:1], (len(every), 1)), load)
-
-
-def _read_frame(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """uint8[H,W,3] and metres f32[H,W,1] (0 unknown)."""
-    with reading(path), h5py.File(path) as file:
-        image, depth = np.moveaxis(file["rgb"][:], 0, -1), file["depth"][:].astype(np.float32)[..., None]
-    files.check_shape(depth, (*image.shape[:2], 1), path)
-    depth = resample.nearest(depth, size)
-    return resample.smooth(image, size), np.where(depth > 0, depth, np.float32(0))

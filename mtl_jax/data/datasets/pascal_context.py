@@ -3,9 +3,12 @@
 Mottaghi et al., "The Role of Context for Object Detection and Semantic Segmentation in the Wild", CVPR 2014
 (every pixel of PASCAL VOC 2010 in 459 classes); Chen et al., "Detect What You Can: Detecting and Representing
 Objects using Holistic Models and Body Parts", CVPR 2014 (parts). As Maninis, Radosavovic, Kokkinos,
-"Attentive Single-Tasking of Multiple Tasks", CVPR 2019, put them together: `PASCAL_MT.tgz`,
-http://www.vision.ee.ethz.ch/~kmaninis/astmt. The photographs are Flickr's and stay under its terms of use;
-for the labels no licence is stated. `data_dir` is the folder PASCAL_MT of that archive:
+"Attentive Single-Tasking of Multiple Tasks", CVPR 2019 (https://github.com/facebookresearch/astmt), put them
+together: `PASCAL_MT.tgz`. Bruggemann et al., "Exploring Relational Context for Multi-Task Dense Prediction",
+ICCV 2021, pass the same files on as `PASCALContext.tar.gz`, which InvPT and its followers use. Their server
+data.vision.ee.ethz.ch is gone; the README of https://github.com/prismformore/Multi-Task-Transformer links to
+a copy of the latter. The photographs are Flickr's and stay under its terms of use; for the labels no licence
+is stated. `data_dir` is the folder PASCAL_MT or PASCALContext of the archive:
 
     ImageSets/Context/{train,val}.txt    4998 and 5105 ids, such as 2008_000002; one per line
     JPEGImages/<id>.jpg                  sizes differ; no side is above 500
@@ -17,8 +20,8 @@ for the labels no licence is stated. `data_dir` is the folder PASCAL_MT of that 
     normals_distill/<id>.png             8-bit RGB in the colours of NYUD, predicted by a network
     sal_distill/<id>.png                 8-bit grey, salient above one half, predicted by a network
 
-Only the files of the tasks that are asked for must be there. A label map of another size than its image is
-resized to it, to the nearest pixel (floor), but normals by bicubic interpolation.
+Only the files of the tasks that are asked for must be there. A label map of another size than its image, but
+of its proportions, is resized to it, to the nearest pixel (floor), but normals by bicubic interpolation.
 
 Edges are drawn from LabelMap, differently in the splits: to train on, where the Laplacian (4 neighbours) of
 the ids is not 0; to judge by (val), the borders of the regions by the rule of the boundary benchmark; both
@@ -50,6 +53,7 @@ FILES = {  # of each task, its files; each is at the first of some places
     "saliency": (("sal_distill/{}.png",),),
 }
 
+CONTEXT = range(460)  # ids of LabelMap
 PERSON = 15  # class_ind
 GROUPS = (  # as in tasks/parts.py, without the background
     "hair head lear rear lebrow rebrow leye reye mouth nose",
@@ -107,13 +111,15 @@ def build(data_dir: str) -> Dataset:
 
         def load(index: int) -> Example:
             image = files.read_image(photos[index])
-            found = {task: read[task](*(kind[index] for kind in paths[task])) for task in tasks}
-            labels = {task: _fitted(label, task, image.shape[:2]) for task, label in found.items()}
+            labels = {}
+            for task in tasks:
+                found = [kind[index] for kind in paths[task]]
+                labels[task] = _fitted(read[task](*found), task, image.shape[:2], found[0])
             return {"image": image, "labels": labels}
 
         return Split(ids, files.image_sizes(photos), load)
 
-    return Dataset(_LABELS, tuple(edges), split)
+    return Dataset(_LABELS, tuple(edges), split, published={"train": 4998, "val": 5105})
 
 
 def _find(root: Path, ids: Sequence[str], places: Sequence[str]) -> list[Path]:
@@ -122,7 +128,9 @@ def _find(root: Path, ids: Sequence[str], places: Sequence[str]) -> list[Path]:
 
 def _label_map(path: Path) -> np.ndarray:
     """i32[h,w]: ids of the 459 classes."""
-    return files.read_mat(path, "LabelMap").astype(np.int32)
+    stored = files.read_mat_map(path, "LabelMap")[..., 0]
+    files.check_classes(stored, CONTEXT, path)
+    return stored.astype(np.int32)
 
 
 def laplacian_edges(label_map: np.ndarray) -> np.ndarray:
@@ -145,11 +153,15 @@ def region_borders(label_map: np.ndarray) -> np.ndarray:
 
 def _parts(path: Path) -> np.ndarray:
     """uint8[h,w,1]: 0 to 6; a single 0 if there is no part of a person in the image."""
-    label = np.zeros((1, 1, 1), np.uint8)
-    for name, mask in _person_parts(path):
+    parts = _person_parts(path)
+    shapes = {mask.shape for _, mask in parts} or {(1, 1)}
+    if len(shapes) > 1:
+        raise UserError(f"{path} has masks of several sizes, {shapes}: unpack the release again")
+    label = np.zeros((*shapes.pop(), 1), np.uint8)
+    for name, mask in parts:
         if name not in PART_IDS:
             raise UserError(f"{path} has a part {name!r}, which people have not: unpack the release again")
-        label = np.where(mask[..., None], np.uint8(PART_IDS[name]), label)
+        label[mask] = PART_IDS[name]
     return label
 
 
@@ -165,13 +177,17 @@ def _person_parts(path: Path) -> list[tuple[str, np.ndarray]]:
 def _normals(path: Path, map_path: Path) -> np.ndarray:
     """f16[h,w,3]: unit vectors; 0 is unknown."""
     vectors = nyud.COLOURS.read(path)
-    classes = _nearest(_label_map(map_path), vectors.shape[:2])
+    classes = _fitted(_label_map(map_path), "", vectors.shape[:2], map_path)
     return np.where(np.isin(classes, INDOOR)[..., None], vectors, 0)
 
 
-def _fitted(label: np.ndarray, task: str, size: tuple[int, int]) -> np.ndarray:
-    if label.shape[:2] == size:
+def _fitted(label: np.ndarray, task: str, size: tuple[int, int], path: Path) -> np.ndarray:
+    """The label, read from `path`, at the size of its image, of which it must have the proportions."""
+    height, width = label.shape[:2]
+    if (height, width) == size:
         return label
+    if label.size > 1 and abs(height * size[1] - width * size[0]) > max(height, width, *size):
+        files.check_shape(label, (*size, *label.shape[2:]), path)
     return _bicubic(label, size) if task == "normals" else _nearest(label, size)
 
 

@@ -1,9 +1,13 @@
 """Taskonomy: rooms of scanned buildings, with labels for many tasks; its "tiny" split.
 
 Zamir, Sax, Shen, Guibas, Malik, Savarese, "Taskonomy: Disentangling Task Transfer Learning", CVPR 2018
-(http://taskonomy.stanford.edu, https://github.com/StanfordVL/taskonomy; for research, after agreement).
-`data_dir` is the folder that holds one folder per kind of image, as the downloader or Standley et al., "Which
-Tasks Should Be Learned Together in Multi-task Learning?", ICML 2020, lay it out:
+(http://taskonomy.stanford.edu, https://github.com/StanfordVL/taskonomy; for research, not for commerce, under
+the agreement data/LICENSE there). `pip install omnidata-tools`, then for each kind of image below
+
+    omnitools.download KIND --components taskonomy --subset tiny --dest DIR --agree
+
+`data_dir` is the folder that holds one folder per kind of image, as this downloader or Standley et al.,
+"Which Tasks Should Be Learned Together in Multi-task Learning?", ICML 2020, lay it out:
 
     <kind>/<building>/point_<p>_view_<v>_domain_<kind>.png
     <kind>/taskonomy/<building>/point_<p>_view_<v>_domain_<kind>.png
@@ -26,9 +30,10 @@ that an error here is 1.953 times theirs; and 18 classes, of which the first is 
 
 Everything is shrunk to `size`: classes and depth to the nearest pixel, the others by means over known pixels.
 
-The examples of a split are the views of its buildings, in the order of building, p and v, that every kind of
-image has of which there is a folder: whatever the tasks, the images are the same. A few published files are
-damaged; name their views in `skip`.
+The examples of a split are the views of its buildings (25 to train on, 5 and 5), in the order of building, p
+and v, that every kind of image has of which there is a folder: whatever the tasks, the images are the same. A
+few published files are damaged; name their views in `skip`, or whole buildings: woodbine is no longer
+offered.
 """
 
 import csv
@@ -102,7 +107,7 @@ def build(
       size: (height, width) of the examples.
       splits_file: other splits, like the release's train_val_test_tiny.csv: columns id (the building), train,
         val and test (1 or 0).
-      skip: views to leave out, such as newfields/point_1070_view_8.
+      skip: buildings and views to leave out, such as woodbine or newfields/point_1070_view_8.
 
     Raises:
       UserError: a folder, of a kind or of a building, is missing, or the file of splits is not as described;
@@ -117,7 +122,8 @@ def build(
         depth = ["depth"] if set(tasks) & set(MASKED) else []
         kinds = list(dict.fromkeys(["image", *tasks, *depth]))
         folders = _folders(root, kinds)
-        views = [v for b in sorted(buildings[name]) for v in _views(folders, b) if v not in skip]
+        kept = sorted(set(buildings[name]) - set(skip))
+        views = [view for building in kept for view in _views(folders, building) if view not in skip]
 
         def load(index: int) -> Example:
             paths = {kind: _path(folders[kind], views[index], kind) for kind in kinds}
@@ -145,6 +151,9 @@ def _read_buildings(path: Path) -> dict[str, list[str]]:
     missing = [column for column in ("id", *SPLITS) if not rows or column not in rows[0]]
     if missing:
         raise UserError(f"{path} has no column {missing[0]!r}: give id, {', '.join(SPLITS)}, and a building")
+    for row in rows:
+        if any(row[name] not in ("0", "1") for name in SPLITS):
+            raise UserError(f"{path} says of {row['id']!r} neither 0 nor 1 for each split: correct it")
     return {name: [row["id"] for row in rows if row[name] == "1"] for name in SPLITS}
 
 
@@ -160,12 +169,16 @@ def _folders(root: Path, needed: Sequence[str]) -> dict[str, Path]:
 def _views(folders: Mapping[str, Path], building: str) -> list[str]:
     """<building>/point_<p>_view_<v> of all views that every folder has, by p and v."""
     found = [_numbers(path / building, kind) for kind, path in folders.items()]
-    return [f"{building}/point_{p}_view_{v}" for p, v in sorted(set.intersection(*found))]
+    common = sorted(set.intersection(*found))
+    if not common:
+        kinds = ", ".join(map(str, folders.values()))
+        raise UserError(f"no view of {building} is in each of {kinds}: download it, or name it in `skip`")
+    return [f"{building}/point_{p}_view_{v}" for p, v in common]
 
 
 def _numbers(folder: Path, kind: str) -> set[tuple[int, int]]:
     if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}: download the building, or give another splits_file")
+        raise UserError(f"there is no folder {folder}: download the building, or name it in `skip`")
     names = (
         re.fullmatch(rf"point_(\d+)_view_(\d+)_domain_{_domain(kind)}\.png", p.name) for p in folder.iterdir()
     )
@@ -188,8 +201,10 @@ def _read(kind: str, path: Path, shape: tuple[int, int]) -> np.ndarray:
         stored = files.read_array(path)
         if (stored.dtype == np.uint8) == (kind in DEEP):
             raise UserError(f"{path} has not the bit depth of the release: do not convert its files")
-        if kind == "semseg" and stored.max() > len(CLASSES):
-            raise UserError(f"{path} holds {stored.max()}, but classes are 0 to 17: unpack the release again")
+        if kind == "semseg":
+            files.check_classes(stored, range(len(CLASSES) + 1), path)
+        if kind == "reshading" and stored.shape[2] == 3:
+            stored = stored.mean(-1, keepdims=True)  # grey as RGB
         label = _decoded(kind, stored)
     files.check_shape(label, (*shape, 3 if kind == "normals" else 1), path)
     return label
@@ -201,7 +216,7 @@ def _decoded(kind: str, stored: np.ndarray) -> np.ndarray:
     if kind == "depth":
         return np.where(stored < DEPTH_END, stored / DEPTH_STEPS, 0).astype(np.float32)
     mean, deviation = STATISTICS[kind]
-    return ((stored.mean(-1, keepdims=True) - mean) / deviation).astype(np.float32)
+    return ((stored - mean) / deviation).astype(np.float32)
 
 
 def _shrunk(task: str, maps: Mapping[str, np.ndarray], size: tuple[int, int]) -> np.ndarray:

@@ -88,17 +88,30 @@ def test_damaged_files(release):
         scipy.io.savemat(drawing, {"groundTruth": content})
         with pytest.raises(UserError, match=r"cannot read .*test/104\.mat"):
             split.load(0)
+    uneven = np.empty((1, 2), object)
+    uneven[0, :] = [{"Boundaries": np.ones(size, np.uint8)} for size in ((9, 12), (9, 11))]
+    scipy.io.savemat(drawing, {"groundTruth": uneven})
+    with pytest.raises(UserError, match=r"cannot read .*test/104\.mat"):
+        split.load(0)
+    write(release, "test", "104", 10, (9, 12))
+    with pytest.raises(UserError, match=r"test/104\.mat holds 10 maps .* at most 9 annotators"):
+        split.load(0)
     write(release, "test", "105", 5, (12, 9))
     Image.new("RGB", (9, 11)).save(release / "data/images/test/105.jpg")
     with pytest.raises(UserError, match=r"test/105\.mat.*12x9.*11x9"):
         split.load(1)
     photo = release / "data/images/val/103.jpg"
-    photo.write_bytes(b"no jpeg")
     both = bsds500.build(release).split("trainval", ["edges"])
+    photo.write_bytes(photo.read_bytes()[: photo.stat().st_size * 2 // 3])
     with pytest.raises(UserError, match=r"cannot read .*val/103\.jpg"):
         both.load(3)
+    photo.write_bytes(b"no jpeg")
     with pytest.raises(UserError, match=r"cannot read .*val/103\.jpg"):
         both.measure()
+
+
+def test_training(release, train_a_little):
+    train_a_little(bsds500.build(release), {"edges": {}}, "trainval", "test")
 
 
 REAL = Path(os.environ.get("MTL_JAX_DATA", "")) / "BSDS500"
@@ -107,7 +120,8 @@ REAL = Path(os.environ.get("MTL_JAX_DATA", "")) / "BSDS500"
 @pytest.mark.skipif("MTL_JAX_DATA" not in os.environ or not REAL.is_dir(), reason="needs BSDS500")
 def test_the_release():
     data = bsds500.build(REAL)
-    assert [len(data.split(name, ["edges"])) for name in data.splits] == [200, 100, 300, 200]
+    assert {name: len(data.split(name, ["edges"])) for name in data.splits} == data.published
+    assert {tuple(size) for size in data.split("trainval", []).sizes.tolist()} == {(321, 481), (481, 321)}
     labels = [data.split("test", ["edges"]).load(i)["labels"]["edges"] for i in range(0, 200, 25)]
     present = [(label[0, 0] != 255).sum() for label in labels]
     assert 4 <= min(present) <= max(present) <= 9

@@ -73,6 +73,20 @@ def test_mistakes_are_named(root):
     np.save(root / "val/label_7/0.npy", stored(0)[1][7][:8])
     with pytest.raises(UserError, match="val/label_7/0.npy holds 8x32x1 .* 16x32x1"):
         dataset.split("val", ["semseg"]).load(0)
+    np.save(root / "val/label_7/0.npy", np.full(SIZE, 7))
+    with pytest.raises(UserError, match="val/label_7/0.npy holds 7, but classes are -1 to 6"):
+        dataset.split("val", ["semseg"]).load(0)
+    np.save(root / "val/depth/1.npy", np.full((*SIZE, 1), np.inf))
+    with pytest.raises(UserError, match="val/depth/1.npy holds inf, which cannot be a disparity code"):
+        dataset.split("val", ["disparity"]).load(1)
+    np.save(root / "val/image/1.npy", np.full((*SIZE, 3), np.nan))
+    with pytest.raises(UserError, match="val/image/1.npy holds an image beyond 0 to 1"):
+        dataset.split("val", []).load(1)
+    for kind in ("depth", "label_7", "image"):
+        path = root / f"train/{kind}/0.npy"
+        path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+        with pytest.raises(UserError, match=f"cannot read {path}"):
+            dataset.split("train", TASKS).load(0)
     (root / "train/image/1.npy").unlink()
     with pytest.raises(UserError, match="there is no .*train/image/1.npy"):
         dataset.split("train", [])
@@ -96,3 +110,9 @@ def test_through_the_pipeline(root):
     codes, classes = stored(1)
     np.testing.assert_array_equal(batch["valid"]["disparity"][1, ..., 0], codes > 0)
     np.testing.assert_array_equal(batch["valid"]["semseg"][1, ..., 0], classes[7] >= 0)
+
+
+def test_training(root, train_a_little):
+    dataset = cityscapes.build(str(root), num_classes=19)
+    assert dataset.published == {"train": 2975, "val": 500}
+    train_a_little(dataset, {name: {} for name in TASKS}, "train", "val")

@@ -14,6 +14,7 @@ from mtl_jax.data.datasets import folder
 from mtl_jax.errors import UserError
 
 SIZES = {"a": (6, 8), "b": (5, 7), "sub/c.d": (4, 9)}
+ROOMS = {"b": "1", "a": "office", "sub/c.d": "none"}
 LABELS = {
     "semseg": {"folder": "seg", "num_classes": 3, "class_names": "classes.txt", "invalid": [3, 200]},
     "depth": {"folder": "depth", "scale": 0.001},
@@ -21,6 +22,12 @@ LABELS = {
     "shading": {"folder": "shading", "kind": "regression"},
     "saliency": {"folder": "mask", "scale": 1 / 255},
     "edges": {"kind": "saliency", "borders_of": "semseg"},
+    "rooms": {
+        "kind": "classification",
+        "table": "rooms.csv",
+        "class_names": ["kitchen", "hall", "office"],
+        "invalid": "none",
+    },
 }
 
 
@@ -58,6 +65,8 @@ def root(tmp_path):
     (tmp_path / "train.txt").write_text("b\na\n\n")
     (tmp_path / "test.txt").write_text("sub/c.d\n")
     (tmp_path / "classes.txt").write_text("0 wall\n1 3d printer\n2 floor\n3 ignored\n")
+    lines = ["name,class", *(f"{name}, {room}" for name, room in ROOMS.items()), "elsewhere,garden"]
+    (tmp_path / "rooms.csv").write_text("\n".join(lines))
     return tmp_path
 
 
@@ -93,6 +102,8 @@ def test_values(root, split, index, name):
     np.testing.assert_allclose(labels["normals"], np.where(short[..., None], 0, vector), atol=1e-3)
 
     np.testing.assert_array_equal(labels["edges"], folder.borders(labels["semseg"], 255))
+    assert labels["rooms"].shape == (1, 1, 1) and labels["rooms"].dtype == np.int32
+    assert labels["rooms"].item() == {"b": 1, "a": 2, "sub/c.d": -1}[name]  # -1 is unknown
 
 
 def test_borders_of_classes():
@@ -185,6 +196,34 @@ CONTENT = {
         "depth",
         "depth/a.png has not the bit depth of .*depth/b.png",
     ),
+    "transparency": (
+        lambda r: write(r, "a", "seg", np.zeros((6, 8, 4), np.uint8)),
+        "semseg",
+        "seg/a.png has 4 channels, but task 'semseg' needs 1: .* transparency is one more",
+    ),
+    "grey normals": (
+        lambda r: write(r, "a", "normals", np.zeros((6, 8), np.uint8)),
+        "normals",
+        "normals/a.png has 1 channels, but task 'normals' needs 3",
+    ),
+    "infinite": (
+        lambda r: write(r, "a", "shading", np.full((6, 8), np.inf)),
+        "shading",
+        "shading/a.npy holds infinite numbers: store NaN",
+    ),
+    "long vectors": (
+        lambda r: (
+            [(r / f"normals/{n}.png").unlink() for n in "ab"]
+            + [np.save(r / f"normals/{n}.npy", np.full((*SIZES[n], 3), 2.0)) for n in "ab"]
+        ),
+        "normals",
+        "normals/b.npy holds vectors that are longer than 1",
+    ),
+    "no scale": (
+        lambda r: write(r, "a", "depth", np.full((6, 8), 5000, np.uint16)),
+        "bare",
+        "depth/b.png holds whole numbers: give `scale`, the worth of 1 for task 'bare'",
+    ),
     "mask of 0 and 255": (
         lambda r: write(r, "a", "mask", np.full((6, 8), 254, np.uint8)),
         "unscaled",
@@ -198,7 +237,8 @@ def test_bad_contents_are_named(root, case):
     spoil, task, message = CONTENT[case]
     spoil(root)
     strict = {"folder": "seg", "kind": "semseg", "num_classes": 7, "invalid": 200}
-    labels = {**LABELS, "strict": strict, "unscaled": {"folder": "mask", "kind": "saliency"}}
+    bare = {"folder": "depth", "kind": "depth"}
+    labels = {**LABELS, "strict": strict, "bare": bare, "unscaled": {"folder": "mask", "kind": "saliency"}}
     with pytest.raises(UserError, match=message):
         folder.build(str(root), labels).split("train", [task]).load(1)
 
@@ -206,12 +246,17 @@ def test_bad_contents_are_named(root, case):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda r: (r / "train.txt").unlink(), "cannot read .*train.txt"),
+        (lambda r: (r / "train.txt").unlink(), "there is no .*train.txt: write the split's images into it"),
+        (lambda r: (r / "train.txt").write_text("a.png\nb.png\n"), "the name a.png: write .* without ending"),
         (lambda r: (r / "train.txt").write_text("\n"), "train.txt is empty"),
         (lambda r: (r / "train.txt").write_text("a\nb\na\n"), "train.txt lists 'a' 2 times"),
         (lambda r: (r / "train.txt").write_text("a\nz\ny\n"), r"no .*images/z with ending .jpg.*\(2 files"),
         (lambda r: (r / "depth" / "a.png").unlink(), "no .*depth/a with ending .png, .npy"),
-        (lambda r: (r / "images").rename(r / "photos"), "no folder .*images"),
+        (
+            lambda r: (r / "images").rename(r / "photos"),
+            "no folder .*images: put the files there, or name it",
+        ),
+        (lambda r: (r / "images/a.png").rename(r / "images/a.tga"), "no .*images/a with ending .*: add"),
     ],
 )
 def test_missing_and_unreadable_files_are_named_at_once(root, spoil, message):
@@ -223,7 +268,13 @@ def test_missing_and_unreadable_files_are_named_at_once(root, spoil, message):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ({"depth": {"scale": 1.0}}, "'depth' must give either `folder` or `borders_of`"),
+        ({"depth": {"scale": 1.0}}, "'depth' must give one of `folder`, `borders_of` and `table`"),
+        ({"depth": {"folder": "depth", "table": "rooms.csv"}}, "'depth' must give one of `folder`"),
+        ({"depth": {"table": "rooms.csv"}}, "'depth': only a task with one label per image"),
+        (
+            {"rooms": {"kind": "classification", "folder": "seg", "num_classes": 3}},
+            "'rooms': only a task with one label per image, and any such, has a `table`",
+        ),
         ({"edges": {"kind": "saliency", "borders_of": "semseg"}}, "borders of 'semseg', which has no folder"),
         ({"normals": {"folder": "normals", "axes": "rgg"}}, "axes must be r, g and b"),
         ({"depth": {"folder": "depth", "sclae": 1}}, "tasks.depth has no option 'sclae'"),
@@ -233,6 +284,58 @@ def test_missing_and_unreadable_files_are_named_at_once(root, spoil, message):
 def test_wrong_descriptions_are_named(root, labels, message):
     with pytest.raises(UserError, match=message):
         folder.build(str(root), labels)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("a,office\n", "rooms.csv gives 'b' 0 classes: write one line `name,class`"),
+        ("b,hall\na,office\nb,hall\n", "rooms.csv gives 'b' 2 classes"),
+        ("b,hall,2\na,office\n", "rooms.csv gives 'b' 2 classes"),
+        (
+            "b,garden\na,office\n",
+            "has class 'garden' for 'b', but task 'rooms' has the classes kitchen, hall,",
+        ),
+        ("b,3\na,office\n", "rooms.csv has class '3' for 'b'"),
+        ("b,-1\na,office\n", "rooms.csv has class '-1' for 'b'.* name what is unknown in `invalid`"),
+    ],
+)
+def test_wrong_tables_are_named(root, lines, message):
+    (root / "rooms.csv").write_text(lines)
+    with pytest.raises(UserError, match=message):
+        folder.build(str(root), LABELS).split("train", ["rooms"])
+    (root / "rooms.csv").unlink()
+    with pytest.raises(UserError, match="cannot read .*rooms.csv"):
+        folder.build(str(root), LABELS).split("train", ["rooms"])
+
+
+def test_wrong_folders_are_named(root):
+    with pytest.raises(UserError, match="no folder .*nowhere: set data_dir to the one with images and the"):
+        folder.build(str(root / "nowhere"), LABELS)
+
+
+def test_millimetres_in_sixteen_bits_and_endings_in_capitals(root):
+    for kind in ("images", "depth"):
+        (root / kind / "a.png").rename(root / kind / "a.PNG")
+    example = folder.build(str(root), LABELS).split("train", ["depth"]).load(1)
+    np.testing.assert_array_equal(example["image"], stored("a")["images"])
+    label = example["labels"]["depth"]
+    np.testing.assert_allclose(label[..., 0], stored("a")["depth"] / 1000, rtol=1e-6)
+
+
+def test_a_mask_of_one_bit_needs_no_scale(root):
+    bits = stored("a")["mask"] > 0
+    write(root, "a", "mask", bits)
+    label = folder.build(str(root), LABELS).split("train", ["saliency"]).load(1)["labels"]["saliency"]
+    np.testing.assert_array_equal(label[..., 0], bits)  # whatever scale the other files have
+
+
+def test_labels_that_one_split_lacks_are_named_there_alone(root):
+    (root / "depth/sub/c.d.png").unlink()
+    dataset = folder.build(str(root), LABELS)
+    assert len(dataset.split("train", ["depth"])) == 2 and len(dataset.split("test", ["semseg"])) == 1
+    with pytest.raises(UserError, match="no .*depth/sub/c.d with ending .*: add the files or take"):
+        dataset.split("test", ["depth"])
 
 
 def test_an_unknown_split_is_named(root):
@@ -247,8 +350,15 @@ def test_through_the_pipeline(root):
     data = ConfigDict({"batch_size": 2, "size": (6, 6), "cache": True, "augment": augment})
     batch = next(pipeline.train_batches(dataset.split("train", list(tasks)), tasks, data, seed=0))
     for name, task in tasks.items():
-        assert batch["labels"][name].shape == (2, 6, 6, task.label_channels)
+        size = (6, 6) if task.dense else (1, 1)
+        assert batch["labels"][name].shape == (2, *size, task.label_channels)
         assert np.isfinite(batch["labels"][name]).all() and batch["valid"][name].any()
+
+
+def test_training(root, train_a_little):
+    tasks = {name: {} for name in ("semseg", "depth", "normals", "rooms")}
+    batch, results = train_a_little(folder.build(str(root), LABELS), tasks, "train", "train")
+    assert batch["labels"]["rooms"].shape == (4, 1, 1, 1) and 0 <= results["rooms/top1"] <= 1
 
 
 @pytest.mark.skipif("MTL_JAX_DATA" not in os.environ, reason="MTL_JAX_DATA names no folder of real data")

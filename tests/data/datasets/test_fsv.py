@@ -71,7 +71,9 @@ def test_every_so_many_frames_are_tested(root, examples, step):
 
 
 def test_of_the_whole_test_list_5008_frames_are_used():
-    assert len(range(50080)[:: 50080 // 5000]) == 5008  # the paper's evaluation
+    """As in the paper's evaluation."""
+    assert fsv.build("anywhere").published == {"train": 223197, "test": 5008}
+    assert fsv.build("anywhere", eval_examples=10**6).published["test"] == 50080
 
 
 @pytest.mark.parametrize("index", range(4))
@@ -93,10 +95,11 @@ def test_values(root, index):
     assert labels["disparity"].shape == (*image.shape[:2], 1) and labels["albedo"].shape == image.shape
 
 
-def test_one_image_of_each_folder_is_opened_to_begin_with(root, monkeypatch):
+def test_one_image_of_each_folder_is_opened_to_measure(root, monkeypatch):
     opened, really = [], Image.open
     monkeypatch.setattr(Image, "open", lambda path: opened.append(path.name) or really(path))
-    fsv.build(str(root)).split("train", TASKS)
+    split = fsv.build(str(root)).split("train", TASKS)
+    assert not opened and split.measure().shape == (4, 2)
     assert sorted(opened) == ["10_final.webp", "7_final.webp"]
 
 
@@ -113,7 +116,11 @@ def test_wrong_options_splits_and_missing_files_are_named(root):
     with pytest.raises(UserError, match="cannot read .*gta_train/a/2_albedo.webp"):
         dataset.split("train", ["albedo"]).load(2)
     (root / "gta_train/a/10_final.webp").unlink()
-    with pytest.raises(UserError, match="cannot read .*gta_train/a/10_final.webp"):
+    for ask in (lambda split: split.measure(), lambda split: split.load(2)):
+        with pytest.raises(UserError, match="cannot read .*gta_train/a/10_final.webp"):
+            ask(dataset.split("train", []))
+    (root / "gt_sets/gta_train.txt").write_text("a/2\na/2\n")
+    with pytest.raises(UserError, match="gta_train.txt lists 'a/2' 2 times"):
         dataset.split("train", [])
 
 
@@ -128,9 +135,20 @@ DAMAGE = {
     ),
     "id": (
         lambda base: Image.new("RGB", (12, 8), (8, 0, 0)).save(f"{base}_object_id.png"),
-        "a/2_object_id.png holds object id 8",
+        "a/2_object_id.png holds 8, but classes are 0 to 7",
     ),
+    **{
+        f"truncated{ending}": (
+            lambda base, ending=ending: cut(base.with_name(base.name + ending)),
+            f"cannot read .*a/2{ending}",
+        )
+        for ending in ("_final.webp", "_object_id.png", "_albedo.webp", "_disparity.webp")
+    },
 }
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
 
 
 @pytest.mark.parametrize("case", DAMAGE)
@@ -158,3 +176,7 @@ def test_through_the_pipeline(root):
     np.testing.assert_array_equal(batches[1]["labels"]["disparity"][1, ..., 0], codes / 8192)
     np.testing.assert_array_equal(batches[1]["valid"]["disparity"][1, ..., 0], codes > 0)
     assert batches[1]["valid"]["albedo"][1].all() and batches[1]["valid"]["semseg"][1].all()
+
+
+def test_training(root, train_a_little):
+    train_a_little(fsv.build(str(root)), {name: {} for name in TASKS}, "train", "test", canvas=(16, 16))

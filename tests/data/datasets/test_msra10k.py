@@ -102,6 +102,29 @@ def test_damaged_masks_are_named(roots):
     Image.new("L", (5, 3)).save(mask)
     with pytest.raises(UserError, match=r"98265\.png holds 3x5x3 values, but its image asks for 3x4x3"):
         split.load(0)
-    mask.write_bytes(b"no png")
-    with pytest.raises(UserError, match=r"cannot read .*98265\.png"):
+    Image.new("RGB", (4, 3), (255, 255, 0)).save(mask)
+    with pytest.raises(UserError, match=r"98265\.png holds colours, but a mask is grey"):
         split.load(0)
+    for path in (mask, roots[0] / "Imgs/98265.jpg"):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        with pytest.raises(UserError, match=f"cannot read {path}"):
+            split.load(0)
+    (roots[0] / "gt_sets/trainval.txt").write_text("98265\n98265\n")
+    with pytest.raises(UserError, match="trainval.txt lists '98265' 2 times"):
+        msra10k.build(str(roots[0])).split("trainval", [])
+
+
+def test_masks_of_sixteen_bits_and_of_three_equal_channels(roots):
+    data = msra10k.build(str(roots[0]))
+    expected = data.split("trainval", ["saliency"]).load(0)["labels"]["saliency"]
+    grey = np.asarray(Image.open(roots[0] / "gt/98265.png"))
+    for same in (grey.astype(np.uint16) * 257, np.repeat(grey[..., None], 3, axis=-1)):
+        Image.fromarray(same).save(roots[0] / "gt/98265.png")
+        label = data.split("trainval", ["saliency"]).load(0)["labels"]["saliency"]
+        np.testing.assert_array_equal(label, expected)
+
+
+def test_training(roots, train_a_little):
+    data = msra10k.build(*map(str, roots))
+    assert data.published == {"trainval": 10000, "pascal_s": 850}
+    train_a_little(data, {"saliency": {}}, "trainval", "pascal_s", canvas=(8, 16))

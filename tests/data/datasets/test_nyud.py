@@ -1,4 +1,4 @@
-"""Miniatures of the release and its variant, written with SciPy, NumPy and PIL, read back by value."""
+"""Miniatures of the three releases, written with SciPy, NumPy and PIL, read back by value."""
 
 import numpy as np
 import pytest
@@ -30,25 +30,33 @@ def stored(name):
     return edges, classes, vectors / np.linalg.norm(vectors, axis=-1, keepdims=True), depth
 
 
-def write(root, name, variant):
+RELEASES = ["Maninis", "Vandenhende", "Bruggemann"]
+
+
+def write(root, name, release):
     edges, classes, vectors, depth = stored(name)
     for folder in ["images", "edge", "segmentation", "normals", "depth"]:
         (root / folder).mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", SIZE[::-1], (200, 10, int(name))).save(root / f"images/{name}.jpg")
-    if variant:
-        np.save(root / f"edge/{name}.npy", edges.astype(np.float32))
-        np.save(root / f"normals/{name}.npy", vectors.astype(np.float32))
-        np.save(root / f"depth/{name}.npy", depth)
-        Image.fromarray(classes).save(root / f"segmentation/{name}.png")
-    else:
-        Image.fromarray(edges * 255).save(root / f"edge/{name}.png")
-        codes = Image.fromarray(np.rint((vectors + 1) * 127.5).astype(np.uint8))
+    photo = Image.new("RGB", SIZE[::-1], (200, 10, int(name)))
+    photo.save(root / f"images/{name}.{'png' if release == 'Bruggemann' else 'jpg'}")
+    codes = Image.fromarray(np.rint((vectors + 1) * 127.5).astype(np.uint8))
+    if release == "Maninis":
         codes.save(root / f"normals/{name}.jpg", quality=100, subsampling=0)
         scipy.io.savemat(root / f"depth/{name}.mat", {"depth": depth.astype(np.float64)})
         scipy.io.savemat(root / f"segmentation/{name}.mat", {"segmentation": classes.astype(np.float64)})
+    else:
+        np.save(root / f"depth/{name}.npy", depth)
+        Image.fromarray(classes).save(root / f"segmentation/{name}.png")
+    if release == "Vandenhende":
+        np.save(root / f"edge/{name}.npy", edges.astype(np.float32))
+        np.save(root / f"normals/{name}.npy", vectors.astype(np.float32))
+    else:
+        Image.fromarray(edges * 255).save(root / f"edge/{name}.png")
+    if release == "Bruggemann":
+        codes.save(root / f"normals/{name}.png")
 
 
-@pytest.fixture(params=[False, True], ids=["release", "variant"])
+@pytest.fixture(params=RELEASES)
 def root(tmp_path, request):
     for name in ["0003", "0001", "0002"]:
         write(tmp_path, name, request.param)
@@ -60,7 +68,7 @@ def root(tmp_path, request):
 
 @pytest.fixture
 def release(tmp_path):
-    write(tmp_path, "0001", variant=False)
+    write(tmp_path, "0001", "Maninis")
     (tmp_path / "gt_sets").mkdir()
     (tmp_path / "gt_sets/train.txt").write_text("0001\n")
     return tmp_path
@@ -69,6 +77,7 @@ def release(tmp_path):
 def test_splits_and_classes(root):
     dataset = nyud.build(str(root))
     assert dataset.splits == ("train", "val") and list(dataset.labels) == TASKS
+    assert dataset.published == {"train": 795, "val": 654}
     train = dataset.split("train", ["depth"])
     assert train.ids == ["0003", "0001"] and train.sizes.tolist() == [[16, 24]] * 2
     assert set(train.load(0)["labels"]) == {"depth"}
@@ -136,8 +145,48 @@ def test_wrong_options_splits_and_missing_files_are_named(release):
     with pytest.raises(UserError, match="no file .*edge/0001.png or .*edge/0001.npy"):
         dataset.split("train", ["depth", "edges"])
     (release / "images/0001.jpg").unlink()
-    with pytest.raises(UserError, match="no file .*images/0001.jpg"):
+    with pytest.raises(UserError, match="no file .*images/0001.jpg or .*images/0001.png"):
         dataset.split("train", [])
+
+
+def test_two_releases_in_one_folder_are_refused(release):
+    """As when both archives NYUD_MT are unpacked in one place."""
+    write(release, "0002", "Vandenhende")
+    (release / "gt_sets/train.txt").write_text("0001\n0002\n")
+    dataset = nyud.build(str(release))
+    with pytest.raises(UserError, match=r"holds normals/\*\.jpg and normals/\*\.npy, of two releases"):
+        dataset.split("train", ["normals"])
+    with pytest.raises(
+        UserError, match=r"holds depth/\*\.mat and depth/\*\.npy, of two releases: unpack one"
+    ):
+        dataset.split("train", ["depth"])
+    (release / "normals/0002.npy").unlink()
+    with pytest.raises(UserError, match=r"no file [^ ]*normals/0002\.jpg: unpack"):  # of its kind alone
+        dataset.split("train", ["normals"])
+    write(release, "0001", "Bruggemann")
+    with pytest.raises(UserError, match=r"holds images/\*\.jpg and images/\*\.png, of two releases"):
+        dataset.split("train", [])
+
+
+def test_a_list_names_each_image_once(release):
+    (release / "gt_sets/train.txt").write_text("0001\n0001\n")
+    with pytest.raises(UserError, match="gt_sets/train.txt lists '0001' 2 times"):
+        nyud.build(str(release)).split("train", TASKS)
+
+
+@pytest.mark.parametrize(
+    "kind", ["images/{}.jpg", "edge/{}.png", "segmentation/{}.mat", "normals/{}.jpg", "depth/{}.mat"]
+)
+def test_truncated_files_are_named(release, kind):
+    path = release / kind.format("0001")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    with pytest.raises(UserError, match=f"cannot read {path}"):
+        nyud.build(str(release)).split("train", TASKS).load(0)
+
+
+def save_array(path, array):
+    path.parent.joinpath("0001.png").unlink()
+    np.save(path, array)
 
 
 def save_depth(root, depth):
@@ -171,7 +220,71 @@ DAMAGE = {
         "edges",
         "edge/0001.png holds 16x24x3",
     ),
+    "sixteen bits": (
+        lambda r: Image.fromarray(stored("0001")[0].astype(np.uint16) * 65535).save(r / "edge/0001.png"),
+        "edges",
+        "edge/0001.png holds 65535, but edges are 0 or 1",
+    ),
+    "edges of 0 and 1 in eight bits": (
+        lambda r: Image.fromarray(stored("0001")[0]).save(r / "edge/0001.png"),
+        "edges",
+        "edge/0001.png holds 1, but edges are 0 or 255",
+    ),
+    "edges of 0 and 255 as an array": (
+        lambda r: save_array(r / "edge/0001.npy", stored("0001")[0] * 255),
+        "edges",
+        "edge/0001.npy holds 255, but edges are 0 or 1",
+    ),
+    "edges without a number": (
+        lambda r: save_array(r / "edge/0001.npy", np.full(SIZE, np.nan)),
+        "edges",
+        "edge/0001.npy holds nan, but edges are 0 or 1",
+    ),
+    "no class": (
+        lambda r: scipy.io.savemat(r / "segmentation/0001.mat", {"segmentation": np.full(SIZE, np.nan)}),
+        "semseg",
+        "segmentation/0001.mat holds nan, but classes are 0 to 40",
+    ),
+    "infinite": (lambda r: save_depth(r, np.full(SIZE, np.inf)), "depth", "depth/0001.mat holds inf"),
+    "cells": (
+        lambda r: save_depth(r, np.array([["a"]], object)),
+        "depth",
+        "depth/0001.mat holds no numbers",
+    ),
+    "grey normals": (
+        lambda r: Image.new("L", SIZE[::-1]).save(r / "normals/0001.jpg"),
+        "normals",
+        "normals/0001.jpg has 1 channels",
+    ),
+    "another image": (
+        lambda r: Image.new("RGB", (24, 15)).save(r / "images/0001.jpg"),
+        "normals",
+        "normals/0001.jpg holds 16x24x3 values, but its image asks for 15x24x3",
+    ),
 }
+
+
+def test_vectors_that_are_no_unit_vectors_are_named(release):
+    (release / "normals/0001.jpg").unlink()
+    path = release / "normals/0001.npy"
+    split = None
+    for wrong in (stored("0001")[2] * 127, np.full((*SIZE, 3), np.inf)):
+        np.save(path, wrong.astype(np.float32))
+        split = split or nyud.build(str(release)).split("train", ["normals"])
+        with pytest.raises(UserError, match=r"normals/0001\.npy holds (vectors that are longer|infinite)"):
+            split.load(0)
+    vectors = stored("0001")[2].astype(np.float32)
+    vectors[:5, :, 1] = np.nan
+    np.save(path, vectors)
+    label = split.load(0)["labels"]["normals"]
+    assert not label[:5].any() and label[5:].any(-1).all()
+
+
+def test_edges_of_one_bit(release):
+    edges = stored("0001")[0]
+    Image.fromarray(edges.astype(bool)).save(release / "edge/0001.png")
+    label = nyud.build(str(release)).split("train", ["edges"]).load(0)["labels"]["edges"]
+    np.testing.assert_array_equal(label[..., 0], edges)
 
 
 @pytest.mark.parametrize("case", DAMAGE)
@@ -207,3 +320,10 @@ def test_through_the_pipeline(root):
     np.testing.assert_array_equal(whole["valid"]["semseg"][0, ..., 0], classes != 0)
     np.testing.assert_array_equal(whole["valid"]["depth"][0, ..., 0], depth > 0)
     assert whole["valid"]["edges"][0].all() and whole["valid"]["normals"][0].all()
+
+
+@pytest.mark.parametrize("root", ["Bruggemann"], indirect=True)
+def test_training(root, train_a_little):
+    tasks = {name: {} for name in TASKS}
+    batch, results = train_a_little(nyud.build(str(root), classes=40), tasks, "train", "val")
+    assert set(batch["labels"]) == set(TASKS) and results["depth/rmse"] > 0

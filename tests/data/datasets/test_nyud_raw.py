@@ -96,7 +96,7 @@ def test_values(root, split, index):
 
 def test_depth_without_a_number_is_unknown(root):
     metres = depth("0001")
-    metres[2, :2] = [np.nan, np.inf]
+    metres[2, :2] = [np.nan, -1]
     scipy.io.savemat(root / "val/depth/0001.mat", {"depth": metres})
     label = nyud_raw.build(str(root)).split("val", ["depth"]).load(0)["labels"]["depth"]
     assert (label[2, :2] == 0).all() and (label[2, 2:] > 0).all()
@@ -150,8 +150,16 @@ def test_wrong_folders_and_splits(root, tmp_path):
     [
         ("val/normals/0001.jpg", lambda p: save(p, np.zeros((16, 23, 3), np.uint8)), "16x23x3 values"),
         ("val/normals/0001.jpg", lambda p: save(p, np.zeros(SIZE, np.uint8)), "has 1 channels"),
-        ("val/normals/0001.jpg", lambda p: p.write_bytes(b"no jpeg"), "cannot read"),
-        ("val/depth/0001.mat", lambda p: p.write_bytes(b"no mat"), "cannot read"),
+        ("val/images/0001.jpg", lambda p: p.write_bytes(p.read_bytes()[:300]), "cannot read"),
+        ("val/normals/0001.jpg", lambda p: p.write_bytes(p.read_bytes()[:300]), "cannot read"),
+        ("val/depth/0001.mat", lambda p: p.write_bytes(p.read_bytes()[:300]), "cannot read"),
+        (
+            "val/depth/0001.mat",
+            lambda p: scipy.io.savemat(p, {"depth": depth("0001") * 1000}),
+            "cannot be metres",
+        ),
+        ("val/depth/0001.mat", lambda p: scipy.io.savemat(p, {"depth": np.full(SIZE, np.inf)}), "holds inf"),
+        ("val/depth/0001.mat", lambda p: scipy.io.savemat(p, {"depth": np.ones((16, 23))}), "16x23x1 values"),
         (
             "val/depth/0001.mat",
             lambda p: scipy.io.savemat(p, {"z": np.ones(SIZE)}),
@@ -165,3 +173,27 @@ def test_damaged_labels_are_named(root, path, damage, message):
     with pytest.raises(UserError, match=message) as error:
         split.load(0)
     assert path in str(error.value)
+
+
+def test_damaged_masks_are_named(root):
+    split = nyud_raw.build(str(root)).split("train", ["normals", "depth"])
+    path = root / "train/masks/0101.png"
+    save(path, np.zeros((*SIZE, 3), np.uint8))
+    with pytest.raises(UserError, match=r"train/masks/0101\.png holds 16x24x3 values"):
+        split.load(1)
+    path.write_bytes(path.read_bytes()[:45])
+    with pytest.raises(UserError, match=r"cannot read .*train/masks/0101\.png"):
+        split.load(1)
+    (root / "gt_sets/train.txt").write_text("0101\n0101\n")
+    with pytest.raises(UserError, match="gt_sets/train.txt lists '0101' 2 times"):
+        nyud_raw.build(str(root)).split("train", [])
+
+
+def test_masks_of_one_bit(root):
+    save(root / "train/masks/0101.png", seen("0101") > 0)
+    label = nyud_raw.build(str(root)).split("train", ["normals"]).load(1)["labels"]["normals"]
+    np.testing.assert_array_equal(label.any(-1), seen("0101") > 0)
+
+
+def test_training(root, train_a_little):
+    train_a_little(nyud_raw.build(str(root)), {"normals": {}, "depth": {}}, "train", "val")

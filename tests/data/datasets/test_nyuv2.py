@@ -151,6 +151,16 @@ def test_mistakes_are_named(root, extension):
     np.save(root / "val/label/1.npy", stored(0)[1] + 1)
     with pytest.raises(UserError, match="val/label/1.npy holds 13, but classes are -1 to 12"):
         dataset.split("val", ["semseg"]).load(1)
+    np.save(root / "val/depth/0.npy", np.full((*SIZE, 1), np.inf))
+    with pytest.raises(UserError, match=r"val/depth/0.npy holds inf, which cannot be metres"):
+        dataset.split("val", ["depth"]).load(0)
+    np.save(root / "val/depth/0.npy", np.full((SIZE[1], SIZE[0], 1), 1.0))
+    with pytest.raises(UserError, match=r"val/depth/0.npy holds 64x32x1 values, .* 32x64x1"):
+        dataset.split("val", ["depth"]).load(0)
+    path = root / "train/normal/0.npy"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UserError, match=f"cannot read {path}"):
+        dataset.split("train", TASKS).load(0)
     (root / "train/depth/5.npy").unlink()
     with pytest.raises(UserError, match="no file .*train/depth/5.npy"):
         dataset.split("train", TASKS)
@@ -179,3 +189,21 @@ def test_through_the_pipeline(root, extension):
     np.testing.assert_array_equal(batch["valid"]["depth"][0], depth > 0)
     np.testing.assert_array_equal(batch["valid"]["normals"][0], vectors.any(-1, keepdims=True))
     assert batch["valid"]["normals"][0, 0, 0] == 1 and not batch["valid"]["depth"][1].any()
+
+
+def test_what_is_no_number_is_unknown(root):
+    _, _, depth, vectors = stored(0)
+    depth[3, 5], vectors[4, 6, 1] = np.nan, np.nan
+    np.save(root / "val/depth/0.npy", depth)
+    np.save(root / "val/normal/0.npy", vectors)
+    labels = nyuv2.build(str(root)).split("val", TASKS).load(0)["labels"]
+    assert labels["depth"][3, 5] == 0 and not labels["normals"][4, 6].any()
+    assert np.isfinite(labels["depth"]).all() and np.isfinite(labels["normals"]).all()
+
+
+@pytest.mark.parametrize("root", ["mirror"], indirect=True)
+def test_training(root, extension, train_a_little):
+    dataset = nyuv2.build(str(root), str(extension))
+    assert dataset.published == {"train": 795 + 47584, "val": 654}
+    assert nyuv2.build(str(root)).published == {"train": 795, "val": 654}
+    train_a_little(dataset, {name: {} for name in TASKS}, "train", "val", canvas=(32, 64))

@@ -236,9 +236,9 @@ def test_the_splits_have_their_edges(release):
 
 def test_labels_of_another_size_are_resized(release):
     name, size = "2008_000002", SIZES["2008_000002"]
-    small = np.arange(1, 1 + 5 * 7).reshape(5, 7) % 21
+    small = np.arange(1, 1 + 5 * 7).reshape(5, 7) % 21  # 12 x 16, shrunk and rounded
     save(release / f"semseg/VOC12/{name}.png", small.astype(np.uint8))
-    save(release / f"sal_distill/{name}.png", np.full((30, 2), 200, np.uint8))
+    save(release / f"sal_distill/{name}.png", np.full((24, 32), 200, np.uint8))
     ramp = np.linspace(-0.4, 0.4, 8)
     vectors = np.stack([np.tile(ramp, (6, 1)), np.zeros((6, 8)), np.tile(np.sqrt(1 - ramp**2), (6, 1))], -1)
     save(release / f"normals_distill/{name}.png", np.rint((vectors + 1) * 127.5).astype(np.uint8))
@@ -290,7 +290,59 @@ def test_wrong_splits_folders_and_images_are_named(release):
         dataset.split("val", [])
 
 
+def test_labels_of_other_proportions_are_named(release):
+    name = "2008_000002"
+    for path, task in ((f"semseg/VOC12/{name}.png", "semseg"), (f"sal_distill/{name}.png", "saliency")):
+        save(release / path, np.zeros((16, 12), np.uint8))
+        with pytest.raises(UserError, match=rf"{path} holds 16x12x1 values, but its image asks for 12x16x1"):
+            example(release, name, [task])
+    save(release / f"normals_distill/{name}.png", np.zeros((12, 12, 3), np.uint8))
+    with pytest.raises(UserError, match=r"trainval/.*\.mat holds 12x16 values, but its image asks for 12x12"):
+        example(release, name, ["normals"])
+    whole = np.ones((9, 16), np.uint8)
+    save_mat(release / f"human_parts/{name}.mat", anno([(15, whole, [("torso", whole)])]))
+    with pytest.raises(UserError, match=r"human_parts/.*\.mat holds 9x16x1 values, .* 12x16x1"):
+        example(release, name, ["parts"])
+
+
 DAMAGE = {
+    "map without a class": (
+        lambda r, n: save_mat(r / f"pascal-context/trainval/{n}.mat", {"LabelMap": np.full(SIZES[n], 460)}),
+        "trainval/2008_000002.mat holds 460, but classes are 0 to 459",
+    ),
+    "map of no numbers": (
+        lambda r, n: save_mat(
+            r / f"pascal-context/trainval/{n}.mat", {"LabelMap": np.full(SIZES[n], np.nan)}
+        ),
+        "trainval/2008_000002.mat holds nan, but classes are 0 to 459",
+    ),
+    "colours for classes": (
+        lambda r, n: Image.new("RGB", SIZES[n][::-1]).save(r / f"semseg/VOC12/{n}.png"),
+        "VOC12/2008_000002.png has 3 channels",
+    ),
+    "deep saliency": (
+        lambda r, n: save(r / f"sal_distill/{n}.png", np.full(SIZES[n], 65535, np.uint16)),
+        "sal_distill/2008_000002.png holds 257, but task 'saliency' has values 0 to 1",
+    ),
+    "masks of several sizes": (
+        lambda r, n: save_mat(
+            r / f"human_parts/{n}.mat",
+            anno([(15, np.ones((2, 2)), [("torso", np.ones((2, 2))), ("neck", np.ones((2, 3)))])]),
+        ),
+        "human_parts/2008_000002.mat has masks of several sizes",
+    ),
+    **{
+        f"truncated {place}": (
+            lambda r, n, place=place: (r / place.format(n)).write_bytes(
+                (r / place.format(n)).read_bytes()[: (r / place.format(n)).stat().st_size * 2 // 3]
+            ),
+            f"cannot read .*{place.format('2008_000002')}",
+        )
+        for place in (
+            *("JPEGImages/{}.jpg", "pascal-context/trainval/{}.mat", "semseg/VOC12/{}.png"),
+            *("human_parts/{}.mat", "normals_distill/{}.png", "sal_distill/{}.png"),
+        )
+    },
     "damaged map": (
         lambda r, n: (r / f"pascal-context/trainval/{n}.mat").write_bytes(b"no map"),
         "cannot read .*trainval/2008_000002.mat",
@@ -354,3 +406,16 @@ def test_through_the_pipeline(release):
     np.testing.assert_array_equal(
         whole["valid"]["semseg"][1, :12, :16, 0], stored("2008_000002")["semseg"] != 255
     )
+
+
+def test_a_list_names_each_image_once(release):
+    (release / "ImageSets/Context/val.txt").write_text("2009_000010\n2009_000010\n")
+    with pytest.raises(UserError, match="Context/val.txt lists '2009_000010' 2 times"):
+        pascal_context.build(str(release)).split("val", TASKS)
+
+
+def test_training(release, train_a_little):
+    """Of the split val no part is known, so the training images are judged too."""
+    data = pascal_context.build(str(release))
+    assert data.published == {"train": 4998, "val": 5105}
+    train_a_little(data, {name: {} for name in TASKS}, "train", "train")

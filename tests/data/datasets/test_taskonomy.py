@@ -91,6 +91,7 @@ def test_the_images_are_the_same_whatever_the_tasks(root):
         assert build(root).split("train", tasks).ids == ["hanson/point_2_view_9", "hanson/point_10_view_9"]
     skip = ("hanson/point_2_view_9",)
     assert build(root, skip=skip).split("train", []).ids == ["hanson/point_10_view_9"]
+    assert build(root, skip=("hanson",)).split("train", []).ids == []
 
 
 @pytest.mark.parametrize("index", range(3))
@@ -171,9 +172,20 @@ def test_mistakes_are_named(root):
         dataset.split("tiny", [])
     with pytest.raises(UserError, match="there is no folder .*rgb.*/allensville: download the building"):
         taskonomy.build(str(root)).split("train", [])
+    (root / "splits.csv").write_text("id,train,val,test\nhanson,1,0,\n")
+    with pytest.raises(UserError, match="splits.csv says of 'hanson' neither 0 nor 1 for each split"):
+        build(root)
     (root / "splits.csv").write_text("id,train,val\nhanson,1,0\n")
     with pytest.raises(UserError, match="splits.csv has no column 'test'"):
         build(root)
+    for path in (root / "edge_texture").rglob("hanson/*"):
+        path.rename(path.with_name(path.name.replace("edge_texture", "edge")))
+    with pytest.raises(
+        UserError, match="no view of hanson is in each of .*rgb.*: download it, or name it in"
+    ):
+        dataset.split("train", [])
+    for path in (root / "edge_texture").rglob("hanson/*"):
+        path.rename(path.with_name(path.name.replace("domain_edge", "domain_edge_texture")))
     (root / "keypoints2d").rename(root / "keypoints3d")
     with pytest.raises(UserError, match="there is no folder .*keypoints2d: download that kind"):
         dataset.split("train", ["keypoints2d"])
@@ -191,6 +203,9 @@ DAMAGE = {
     ),
     "depth_zbuffer": (np.ones((64, 64, 1), np.uint8), "zbuffer.png has not the bit depth"),
     "reshading": (np.ones((64, 64, 1), np.uint16), "reshading.png has not the bit depth"),
+    "reshading ": (np.ones((64, 64, 4), np.uint8), "reshading.png holds 64x64x4 values"),
+    "segment_semantic ": (np.ones((64, 64, 3), np.uint8), "semantic.png holds 64x64x3 values"),
+    "keypoints2d": (np.ones((64, 64, 3), np.uint8), "keypoints2d.png has not the bit depth"),
     "normal": (np.ones((64, 64, 1), np.uint8), "normal.png has 1 channels"),
     "edge_texture": (np.ones((64, 32, 1), np.uint16), "texture.png holds 64x32x1 .* 64x64x1"),
 }
@@ -199,7 +214,7 @@ DAMAGE = {
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_damaged_files_are_named(root, kind):
     array, message = DAMAGE[kind]
-    path = find(root, kind, "darden/point_2_view_9")
+    path = find(root, kind.strip(), "darden/point_2_view_9")
     if array is None:
         path.write_bytes(path.read_bytes()[:500])
     else:
@@ -225,3 +240,16 @@ def test_through_the_pipeline(root):
     np.testing.assert_array_equal(batch["valid"]["edge_occlusion"], seen)
     np.testing.assert_array_equal(batch["valid"]["reshading"], seen)
     assert not (batch["valid"]["normals"] > seen).any() and 0 < seen.mean() < 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_truncated_files_are_named(root, kind):
+    path = find(root, kind, "darden/point_2_view_9")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    with pytest.raises(UserError, match=f"cannot read {path}"):
+        build(root).split("test", TASKS).load(0)
+
+
+@pytest.mark.parametrize("root", ["taskonomy"], indirect=True)
+def test_training(root, train_a_little):
+    train_a_little(build(root, size=(24, 32)), {name: {} for name in TASKS}, "train", "test")

@@ -37,12 +37,15 @@ def classes(name, release):
 
 def write_voc(root, name):
     photo(root / "JPEGImages", name, 50)
-    folder = root / "SegmentationClass"
-    folder.mkdir(exist_ok=True)
-    picture = Image.fromarray(classes(name, "voc"), mode="P")
+    save_palette(root / "SegmentationClass" / f"{name}.png", classes(name, "voc"))
+
+
+def save_palette(path, label):
+    path.parent.mkdir(exist_ok=True)
+    picture = Image.fromarray(label, mode="P")
     colours = np.random.default_rng(0).integers(0, 256, (256, 3)).astype(np.uint8)
     picture.putpalette(colours.tobytes())
-    picture.save(folder / f"{name}.png")
+    picture.save(path)
 
 
 def write_sbd(root, name):
@@ -76,6 +79,7 @@ def roots(tmp_path):
 def test_splits(roots):
     data = voc2012.build(*map(str, roots))
     assert data.splits == ("train", "val", "trainaug")
+    assert data.published == {"train": 1464, "val": 1449, "trainaug": 10582}
     assert list(data.split("train", ["semseg"]).ids) == VOC["train"]
     assert list(data.split("val", ["semseg"]).ids) == VOC["val"]
     both = data.split("trainaug", ["semseg"])
@@ -103,6 +107,41 @@ def test_values(roots):
             np.testing.assert_array_equal(label[..., 0], classes(name, release))
             colour = (50 if release == "voc" else 150, 60, 200)
             np.testing.assert_allclose(got["image"].mean((0, 1)), colour, atol=3)
+
+
+@pytest.mark.parametrize("listed", voc2012.TRAINAUG_LISTS)
+@pytest.mark.parametrize("own", [True, False], ids=["with SegmentationClass", "alone"])
+def test_labels_of_sbd_as_pngs(roots, listed, own):
+    """Names as in SBD and VOC together; one label has a palette, the others none."""
+    voc, _ = roots
+    names = [*VOC["train"], "2008_000002", "2008_000007"]
+    for name in names:
+        photo(voc / "JPEGImages", name, 50)
+    aug = voc / "SegmentationClassAug"
+    save_palette(aug / "2008_000007.png", classes("2008_000007", "voc"))
+    for name in names[:3]:
+        Image.fromarray(classes(name, "sbd")).save(aug / f"{name}.png")
+    (voc / "ImageSets" / listed).parent.mkdir(exist_ok=True)
+    (voc / "ImageSets" / listed).write_text("\n".join(names) + "\n")
+    if not own:
+        for path in voc.glob("SegmentationClass/*.png"):
+            path.unlink()
+    split = voc2012.build(str(voc)).split("trainaug", ["semseg"])
+    assert split.ids == names
+    for index, name in enumerate(names):
+        release = "voc" if name == "2008_000007" or (own and name in VOC["train"]) else "sbd"
+        label = split.load(index)["labels"]["semseg"]
+        np.testing.assert_array_equal(label[..., 0], classes(name, release))
+    (aug / "2008_000002.png").unlink()
+    with pytest.raises(UserError, match=r"no file .*Class/2008_000002\.png or .*ClassAug/2008_000002\.png"):
+        voc2012.build(str(voc)).split("trainaug", ["semseg"])
+
+
+def test_sbd_wins_over_a_list(roots):
+    voc, sbd = roots
+    (voc / "ImageSets/Segmentation/trainaug.txt").write_text("2007_000032\n")
+    assert len(voc2012.build(str(voc), str(sbd)).split("trainaug", [])) == 4
+    assert len(voc2012.build(str(voc)).split("trainaug", [])) == 1
 
 
 def test_void_is_unknown_through_the_pipeline(roots):
@@ -165,8 +204,22 @@ def test_damaged_labels(roots):
     for wrong, message in (
         (np.zeros((7, 9), np.uint8), "holds 7x9x1 values, but its image asks for 7x8x1"),
         (np.zeros((7, 8, 3), np.uint8), "holds 7x8x3"),  # colours where indices should be
-        (np.full((7, 8), 21, np.uint8), "holds other values than 0 to 20"),
+        (np.full((7, 8), 21, np.uint8), "holds 21, but classes are 0 to 20 and 255"),
+        (np.full((7, 8), 300, np.uint16), "holds 300, but classes are 0 to 20 and 255"),
     ):
         Image.fromarray(wrong).save(png)
         with pytest.raises(UserError, match=rf"2007_000033\.png {message}"):
             val.load(0)
+    for path in (png, voc / "JPEGImages/2007_000033.jpg"):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+        with pytest.raises(UserError, match=f"cannot read {path}"):
+            val.load(0)
+    (voc / "ImageSets/Segmentation/val.txt").write_text("2007_000033\n2007_000033\n")
+    with pytest.raises(UserError, match="Segmentation/val.txt lists '2007_000033' 2 times"):
+        voc2012.build(str(voc)).split("val", [])
+
+
+def test_training(roots, train_a_little):
+    data = voc2012.build(*map(str, roots))
+    _, results = train_a_little(data, {"semseg": {}}, "trainaug", "val", canvas=(16, 16))
+    assert 0 <= results["semseg/mIoU"] <= 1
