@@ -113,6 +113,5 @@ def _classes(path: Path, size: tuple[int, int], table: np.ndarray) -> np.ndarray
     """uint8[h,w,1]: the entry of `table` for each class; 255 is unknown."""
     stored = files.read_array(path)
     files.check_shape(stored, (*size, 1), path)
-    if not np.isin(stored, [*range(len(table)), 255]).all():
-        raise UserError(f"{path} holds other values than 0 to 18 and 255: unpack the release again")
-    return np.append(table, np.full(256 - len(table), 255, np.uint8))[stored]
+    files.check_classes(stored, range(len(table)), path, unknown=255)
+    return np.append(table, np.full(256 - len(table), 255, np.uint8))[stored.astype(np.uint8)]

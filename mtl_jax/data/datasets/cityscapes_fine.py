@@ -20,7 +20,7 @@ of test are secret: its files hold the image's borders alone, and it can be read
     disparity    pixels of the image as read; 0 is unknown
     depth        baseline * fx / disparity, in metres; unknown where disparity is, or where it is 0 (code 1)
 
-Disparity is semi-global matching's: depths beyond about 100 m are little more than noise.
+Disparity was matched by machine. Its least codes stand for kilometres, and depth has them as they are.
 
 The 7 categories hold all their ids, those too that are no training class (such as parking); the benchmark
 leaves these out of its category score.
@@ -137,17 +137,16 @@ def _classes(path: Path, size: tuple[int, int], table: np.ndarray) -> np.ndarray
     """uint8[h,w,1]: classes by their ids; 255 is unknown."""
     ids = files.read_array(path)
     files.check_shape(ids, (*size, 1), path)
-    if ids.dtype != np.uint8 or ids.max() >= len(table):
-        raise UserError(f"{path} holds {ids.max()}, but ids are 0 to 33: unpack the release again")
-    return table[ids]
+    files.check_classes(ids, range(len(table)), path)
+    return table[ids.astype(np.uint8)]
 
 
 def _disparity(path: Path, size: tuple[int, int]) -> np.ndarray:
     """f32[h,w,1]: pixels of the image as stored; 0 is unknown (as is infinitely far)."""
     codes = files.read_array(path)
     files.check_shape(codes, (*size, 1), path)
-    if codes.dtype == np.uint8:
-        raise UserError(f"{path} has 8 bits instead of 16: unpack the release again")
+    if codes.dtype.itemsize == 1:
+        raise UserError(f"{path} has not the 16 bits of the release: unpack the release again")
     return np.where(codes > 0, (codes.astype(np.float32) - 1) / 256, np.float32(0))
 
 

@@ -42,6 +42,7 @@ ARCHIVES = {
     "train_normals.tar.gz": "md5:9c0617ebe1eaf1928fdf3344e1c42aef",
     "val_normals.tar.gz": "md5:323ccaf60abebdb59705dcd8b529d709",
 }
+FARTHEST = 1000.0  # metres; the scanner's range ends at 350
 PICTURED = {"outdoor": 100.0, "indoors": 20.0}  # metres up to which pictures tell depths apart
 VECTORS = folder.Reader(normals.build("normals"), {"axes": ("r", "g", "b")})
 
@@ -95,8 +96,7 @@ def _depth(path: Path, mask: Path, size: tuple[int, int]) -> np.ndarray:
     files.check_shape(known, (*size, 1), mask)
     if not np.isin(known, (0, 1)).all():
         raise UserError(f"{mask} holds other values than 0 and 1: unpack the release again")
-    sound = (known == 1) & np.isfinite(depth) & (depth > 0)
-    return np.where(sound, depth, 0).astype(np.float32)
+    return files.positive(np.where(known == 1, depth, 0), FARTHEST, "metres", path)
 
 
 def _normals(path: Path, size: tuple[int, int]) -> np.ndarray:

@@ -36,7 +36,8 @@ TFDS = "nyu_depth_v2"
 TFDS_SPLITS = {"train": "train", "val": "validation"}
 SIZE = (480, 640)
 CROP = (slice(45, 471), slice(41, 601))
-NEAREST, FARTHEST = 1e-3, 10.0  # metres, both exclusive
+SCORED = (1e-3, 10.0)  # metres, both exclusive
+FARTHEST = 20.0  # metres; the sensor's range ends at 10
 
 
 def build(data_dir: str, eigen_crop: bool = False) -> Dataset:
@@ -72,7 +73,7 @@ def crop(depth: np.ndarray) -> np.ndarray:
     """f32[480,640,1]: metres where they are usually scored; elsewhere 0."""
     kept = np.zeros_like(depth)
     kept[CROP] = depth[CROP]
-    return np.where((kept > NEAREST) & (kept < FARTHEST), kept, np.float32(0))
+    return np.where((kept > SCORED[0]) & (kept < SCORED[1]), kept, np.float32(0))
 
 
 Frame = tuple[np.ndarray, np.ndarray]
@@ -116,6 +117,5 @@ def _prepared(root: Path, split: str) -> tuple[Sequence[str], Callable[[int], Fr
 
 def _metres(depth: np.ndarray, size: tuple[int, int], place: Path | str) -> np.ndarray:
     """f32[h,w,1]: metres; 0 is unknown."""
-    depth = depth.astype(np.float32)[..., None]
-    files.check_shape(depth, (*size, 1), place)
-    return np.where(np.isfinite(depth) & (depth > 0), depth, np.float32(0))
+    files.check_shape(depth, size, place)
+    return files.positive(depth[..., None], FARTHEST, "metres", place)

@@ -96,7 +96,7 @@ def test_what_is_missing_is_named(root):
     [
         (np.zeros((12, 15, 3), np.uint8), "is of the instance challenge .* ADEChallengeData2016.zip"),
         (np.full((12, 15), 151, np.uint8), "holds 151, but classes are 0 to 150"),
-        (np.zeros((12, 15), np.uint16), "holds 0, but classes are 0 to 150"),
+        (np.full((12, 15), 300, np.uint16), "holds 300, but classes are 0 to 150"),
         (np.zeros((12, 14), np.uint8), "holds 12x14x1 values, but its image asks for 12x15x1"),
     ],
 )

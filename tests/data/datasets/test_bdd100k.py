@@ -122,7 +122,7 @@ def test_what_is_missing_is_named(files):
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (np.full(SIZE, 19, np.uint8), "holds other values than 0 to 18 and 255"),
+        (np.full(SIZE, 19, np.uint8), "holds 19, but classes are 0 to 18 and 255"),
         (np.zeros((18, 29), np.uint8), "holds 18x29x1 values, but its image asks for 18x30x1"),
         (np.zeros((*SIZE, 3), np.uint8), "holds 18x30x3"),  # a colour map
     ],

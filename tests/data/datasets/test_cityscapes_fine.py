@@ -164,7 +164,7 @@ DAMAGE = {
     "id": (
         damage(lambda image, ids, codes: {"_gtFine_labelIds.png": np.where(ids == 5, np.uint8(34), ids)}),
         "semseg",
-        "_gtFine_labelIds.png holds 34, but ids are 0 to 33",
+        "_gtFine_labelIds.png holds 34, but classes are 0 to 33",
     ),
     "colours": (
         damage(lambda image, ids, codes: {"_gtFine_labelIds.png": image}),
@@ -174,7 +174,7 @@ DAMAGE = {
     "bits": (
         damage(lambda image, ids, codes: {"_disparity.png": (codes >> 8).astype(np.uint8)}),
         "depth",
-        "_disparity.png has 8 bits instead of 16",
+        "_disparity.png has not the 16 bits",
     ),
     "size": (
         damage(lambda image, ids, codes: {"_disparity.png": codes[:-1]}),

@@ -133,3 +133,9 @@ def test_normals_of_one_channel_are_named(root, stem):
     np.save(f"{stem}_normal.npy", np.ones(SIZE))
     with pytest.raises(UserError, match="_normal.npy has 1 channels, but task 'normals' needs 3"):
         diode.build(str(root)).split("val", ["normals"]).load(0)
+
+
+def test_millimetres_are_named(root, stem):
+    np.save(f"{stem}_depth.npy", 1000 * stored(0)[0])
+    with pytest.raises(UserError, match="_depth.npy holds .* cannot be metres"):
+        diode.build(str(root)).split("val", ["depth"]).load(0)
