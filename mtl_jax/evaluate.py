@@ -16,10 +16,11 @@ from mtl_jax.errors import UserError
 from mtl_jax.metrics.totals import Total
 from mtl_jax.sharding import batch_sharding, check_batch_size, make_mesh, replicated, this_host
 from mtl_jax.tasks import Task
+from mtl_jax.tasks.boxes import NOTHING
 
 Batch = Mapping[str, Any]
 Predictor = Callable[[Any, jax.Array], dict[str, jax.Array]]
-"""(variables, image f32[B,H,W,3]) -> activated predictions f32[B,H,W,channels] by task; jittable."""
+"""(variables, image f32[B,H,W,3]) -> predictions by task, activated and decoded; jittable."""
 
 
 def predictor(model: Any, tasks: Mapping[str, Task]) -> Predictor:
@@ -27,21 +28,18 @@ def predictor(model: Any, tasks: Mapping[str, Task]) -> Predictor:
 
     def predict(variables: Any, image: jax.Array) -> dict[str, jax.Array]:
         outputs = model.apply(variables, image, tuple(tasks), train=False).outputs
-        return {name: task.activate(outputs[name]) for name, task in tasks.items()}
+        return {name: task.decode(task.activate(outputs[name])) for name, task in tasks.items()}
 
     return predict
 
 
 def constant_predictor(tasks: Mapping[str, Task]) -> Predictor:
-    """Predicts the same value everywhere; `variables` are the values f32[channels] by task."""
+    """Predicts the same everywhere; `variables` are values f32[C] by task, as `mean_labels` gives them."""
 
     def predict(values: Any, image: jax.Array) -> dict[str, jax.Array]:
         batch, height, width, _ = image.shape
-        size = {name: (height, width) if task.dense else (1, 1) for name, task in tasks.items()}
-        return {
-            name: jnp.broadcast_to(values[name], (batch, *size[name], task.channels))
-            for name, task in tasks.items()
-        }
+        size = {name: (height, width) if task.label_is_map else (1, 1) for name, task in tasks.items()}
+        return {n: jnp.broadcast_to(values[n], (batch, *size[n], len(values[n]))) for n in tasks}
 
     return predict
 
@@ -87,13 +85,15 @@ def mean_labels(batches: Iterable[Batch], tasks: Mapping[str, Task]) -> dict[str
     """The best constant prediction of each task: its mean encoded label, f32[channels].
 
     Class frequencies for classes (their arg max is the most frequent one), the mean in metres for
-    depth, the mean vector for normals, which `activate`'s space makes comparable with a network's.
+    depth, the mean vector for normals, which `activate`'s space makes comparable with a network's. A
+    detector that finds the same everywhere finds nothing: the row f32[6] of a detection that is none.
     """
+    averaged = {name: task for name, task in tasks.items() if task.values != "boxes"}
 
     @jax.jit
     def add(sums, batch):
         result = {}
-        for name, task in tasks.items():
+        for name, task in averaged.items():
             valid = batch["valid"][name]
             encoded = jnp.where(valid > 0, task.encode(batch["labels"][name]), 0.0)
             total, weight = sums[name]
@@ -101,11 +101,12 @@ def mean_labels(batches: Iterable[Batch], tasks: Mapping[str, Task]) -> dict[str
             result[name] = total.add(jnp.sum(encoded * valid, axes)), weight.add(jnp.sum(valid))
         return result
 
-    sums = {name: (Total.zeros(task.channels), Total.zeros()) for name, task in tasks.items()}
+    sums = {name: (Total.zeros(task.channels), Total.zeros()) for name, task in averaged.items()}
     for batch in batches:
         sums = add(sums, batch)
     means = {name: total.numpy() / max(weight.numpy(), 1.0) for name, (total, weight) in sums.items()}
-    return {name: jnp.asarray(mean, jnp.float32) for name, mean in means.items()}
+    constants = {name: means.get(name, NOTHING) for name in tasks}
+    return {name: jnp.asarray(value, jnp.float32) for name, value in constants.items()}
 
 
 def evaluate_workdir(config: ConfigDict, workdir: str) -> None:

@@ -54,13 +54,14 @@ def example_batch(
     """A batch of zeros with the size of a training crop, as data/pipeline.py makes them."""
     height, width = config.data.size
     batch = config.data.batch_size
-    size = {name: (height, width) if task.dense else (1, 1) for name, task in tasks.items()}
+    size = {name: task.label_size((height, width)) for name, task in tasks.items()}
+    places = {name: (height, width) if task.label_is_map else (1, 1) for name, task in tasks.items()}
     image = {"image": jnp.zeros((batch, height, width, 3))}
     labelled = {
         "labels": {
             n: jnp.zeros((batch, *size[n], t.label_channels), t.label_dtype) for n, t in tasks.items()
         },
-        "valid": {n: jnp.zeros((batch, *size[n], 1)) for n in tasks},
+        "valid": {n: jnp.zeros((batch, *places[n], 1)) for n in tasks},
     }
     example = {**image, **labelled, "id": jnp.zeros((batch,), jnp.int32)}
     if views:

@@ -4,7 +4,9 @@
 
 DIR2/<photograph>/ gets panel.png and per task, at the photograph's size, <task>.png in colours and the
 values: <task>_ids.png (class ids), or else <task>.npy (f16[H,W,C] in the task's unit; for a task with
-one answer per image f16[1,1,C]).
+one answer per image f16[1,1,C]). Of boxes it gets <task>.png, the photograph with those that are sure, and
+<task>.json, all of them: [{"box": [ymin, xmin, ymax, xmax] in pixels, "class": its name, "score"}, ...], from
+the highest score down.
 
 A photograph is resized so that its shorter side is the shorter side of a training crop (config.data.size):
 at that scale things look as large as the network is used to. Its longer side is padded with its mirror
@@ -12,6 +14,7 @@ image up to the next of a few aspect ratios, so that the network is compiled for
 """
 
 import argparse
+import json
 import os
 import time
 import warnings
@@ -21,7 +24,7 @@ import jax
 import numpy as np
 from PIL import Image, ImageOps
 
-from mtl_jax import experiment, figures
+from mtl_jax import atomic, experiment, figures
 from mtl_jax.data import files
 from mtl_jax.errors import UserError, exit_on_user_error, reading
 from mtl_jax.tasks import Task
@@ -106,9 +109,34 @@ def class_ids(raw: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return ids
 
 
-def write_task(folder: str, task: Task, raw: np.ndarray, size: tuple[int, int]) -> None:
-    """Writes the values and the picture of one task at the photograph's size."""
-    path = os.path.join(folder, task.name)
+def detections(task: Task, raw: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """f32[n,1,6], boxes in an image of (H, W) = `size`, of raw f32[h,w,channels]; see tasks/boxes.py."""
+    rows = np.array(task.decode(task.activate(raw[None]))[0])
+    rows = rows[rows[:, 0, 4] >= 0]
+    rows[..., :4] *= np.tile(np.divide(size, raw.shape[:2]), 2)
+    return rows
+
+
+def write_boxes(path: str, task: Task, rows: np.ndarray, image: np.ndarray) -> None:
+    """Writes <path>.json and <path>.png of boxes f32[n,1,6] in a photograph uint8[H,W,3]."""
+    found = [
+        {
+            "box": [round(v, 2) for v in box],
+            "class": task.class_names[int(class_id)],
+            "score": round(score, 4),
+        }
+        for *box, class_id, score in rows[:, 0].tolist()
+    ]
+    atomic.write(f"{path}.json", json.dumps(found, indent=1) + "\n")
+    figures.boxes_over(f"{path}.png", image, task, rows)
+
+
+def write_task(folder: str, task: Task, raw: np.ndarray, image: np.ndarray) -> None:
+    """Writes the values and the picture of one task for the photograph uint8[H,W,3], at its size."""
+    path, size = os.path.join(folder, task.name), image.shape[:2]
+    if task.values == "boxes":
+        write_boxes(path, task, detections(task, raw, size), image)
+        return
     if not task.dense:
         np.save(f"{path}.npy", np.asarray(task.activate(raw), np.float16))
         return
@@ -130,10 +158,13 @@ def write_panel(
     scale = min(1.0, _PANEL / max(image.shape[:2]))
     size = tuple(max(1, round(n * scale)) for n in image.shape[:2])
     photograph = resize(image.astype(np.float32) / 255, size)
-    predictions = {
-        name: np.asarray(task.activate(resize(outputs[name], size) if task.dense else outputs[name]))[None]
-        for name, task in tasks.items()
-    }
+
+    def prediction(task: Task, raw: np.ndarray) -> np.ndarray:
+        if task.values == "boxes":
+            return detections(task, raw, size)
+        return np.asarray(task.activate(resize(raw, size) if task.dense else raw))
+
+    predictions = {name: prediction(task, outputs[name])[None] for name, task in tasks.items()}
     figures.panels(os.path.join(folder, "panel.png"), photograph[None], {}, predictions, tasks)
 
 
@@ -149,7 +180,7 @@ def predict(trained: experiment.Experiment, images: list[str], out: str) -> None
         folder = os.path.join(out, stem if stems.count(stem) == 1 else os.path.basename(path))
         os.makedirs(folder, exist_ok=True)
         for name, task in trained.tasks.items():
-            write_task(folder, task, outputs[name], image.shape[:2])
+            write_task(folder, task, outputs[name], image)
         write_panel(folder, image, outputs, trained.tasks)
         size = "x".join(map(str, image.shape[:2]))
         print(

@@ -47,11 +47,16 @@ def fill(split: Split, tasks: Mapping[str, Task], teachers: Mapping[str, str], f
       folder: for the predicted labels.
 
     Raises:
-      UserError: an unknown task, or a teacher that is not finished, damaged, or predicts other labels.
+      UserError: an unknown task, one whose labels are boxes, or a teacher that is not finished, damaged,
+        or predicts other labels.
     """
     for name in teachers:
         if name not in tasks:
             raise UserError(f"config.data.teachers names task {name!r}: the tasks are {', '.join(tasks)}")
+        if tasks[name].values == "boxes":
+            raise UserError(
+                f"config.data.teachers names task {name!r}, but teachers fill in no boxes: leave it out"
+            )
     filled = split
     for name, workdir in teachers.items():
         given = (split.given or {}).get(name)

@@ -254,7 +254,7 @@ def _check_discriminator(tasks, depth, kernel, reversal, steps, epochs) -> None:
             "set config.method.discriminator_weight to 0"
         )
     for name, task in tasks.items():
-        if not task.dense:
+        if not task.label_is_map:
             raise UserError(f"the discriminator reads dense tasks' gradients: task {name!r} is not dense")
     if depth < 1 or kernel < 1 or kernel % 2 == 0:
         raise UserError(

@@ -33,8 +33,11 @@ def check_dense(method: str, tasks: Mapping[str, Task], least: int = 1) -> None:
             f"config.method {method!r} needs at least {least} tasks, not {', '.join(tasks)} alone"
         )
     for name, task in tasks.items():
-        if not task.dense:
-            raise UserError(f"config.method {method!r} works on dense tasks: task {name!r} is not dense")
+        if not task.label_is_map:
+            raise UserError(
+                f"config.method {method!r} works on dense tasks: task {name!r} is not dense,"
+                " for its label is no map"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

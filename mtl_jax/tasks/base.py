@@ -63,15 +63,14 @@ class Task:
       interpolation: how the label is resampled, "nearest" or "bilinear".
       fill: label value that means "unknown"; padding is filled with it.
       dense: False for one label per image: label, valid and prediction are then [B, 1, 1, C].
-      objects: True for a label per object: it is then [B, n, 1, C], whatever the image's size, and valid
-        [B, 1, 1, 1]. Such a task has `place` and `decode`; `encode`, `to_label`, `distance` and `colorize`
-        have no meaning for it.
       headline: the metric that represents the task in Delta_m and in tables.
       better: +1 if a larger headline is better, -1 if a smaller one is.
       unit: of the headline in tables; "%" marks a fraction, which tables show times 100.
       discrete: True if labels are classes, False if they are quantities.
       values: what `activate` and `encode` give: "classes" (channels that exclude each other, sum 1), "unit"
-        (each in [0, 1]), "directions" (unit vectors), or "real" (quantities without bounds).
+        (each in [0, 1]), "directions" (unit vectors), or "real" (quantities without bounds). Or "boxes": the
+        label is a row per object, [B, n, 1, C] whatever the image's size, with valid [B, 1, 1, 1]; such tasks
+        have `place` and `decode`, and `encode`, `to_label`, `distance` and `colorize` mean nothing for them.
     """
 
     name: str
@@ -82,7 +81,6 @@ class Task:
     interpolation: ClassVar[str] = "nearest"
     fill: ClassVar[float] = float("nan")
     dense: ClassVar[bool] = True
-    objects: ClassVar[bool] = False
     headline: ClassVar[str]
     better: ClassVar[int]
     unit: ClassVar[str] = ""
@@ -92,7 +90,7 @@ class Task:
     @property
     def label_is_map(self) -> bool:
         """Whether the label has a value per pixel; if not, `place` moves it."""
-        return self.dense and not self.objects
+        return self.dense and self.values != "boxes"
 
     def label_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """(h, w) of the label [B, h, w, C] in a batch of images of (H, W) = `size`."""

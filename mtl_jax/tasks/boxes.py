@@ -1,10 +1,10 @@
 """What detectors of every kind share: the label, a box per object, and how it moves and is measured."""
 
 import dataclasses
-from typing import ClassVar
 
 import numpy as np
 
+from mtl_jax.metrics.average_precision import AveragePrecision
 from mtl_jax.tasks.base import Task, namespace
 from mtl_jax.tasks.colors import class_palette
 
@@ -34,11 +34,10 @@ class Boxes(Task):
     max_boxes: int = 100
 
     label_channels = 6
-    objects = True
     headline = "AP50"
     better = 1
     unit = "%"
-    values: ClassVar[str] = "unit"
+    values = "boxes"
 
     def label_size(self, size):
         return self.max_boxes, 1
@@ -79,6 +78,9 @@ class Boxes(Task):
         order = xp.argsort(rank)
         rows = xp.take(rows, order[: self.max_boxes], axis=0)[:, None]
         return xp.where(self.known(label), rows, self.fill)
+
+    def metric(self):
+        return AveragePrecision.empty(self.class_names)
 
 
 def palette(num_classes: int) -> np.ndarray:

@@ -15,10 +15,12 @@ from mtl_jax.tasks.base import Task, namespace
 from mtl_jax.tasks.colors import class_palette, paint
 
 
-def named_classes(name: str, num_classes: int, class_names: Sequence[str] | None) -> tuple[str, ...]:
-    """One name per class (its id if none is given); UserError if the two options disagree."""
-    if num_classes < 2:
-        raise UserError(f"task {name!r} has num_classes {num_classes}: give at least 2")
+def named_classes(
+    name: str, num_classes: int, class_names: Sequence[str] | None, least: int = 2
+) -> tuple[str, ...]:
+    """One name per class (its id if none is given); UserError if fewer than `least`, or if they disagree."""
+    if num_classes < least:
+        raise UserError(f"task {name!r} has num_classes {num_classes}: give at least {least}")
     if class_names is None:
         return tuple(str(c) for c in range(num_classes))
     if len(class_names) != num_classes:

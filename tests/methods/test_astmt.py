@@ -27,7 +27,7 @@ class Toy:
     """A task whose loss is curved: mean of (sin(pred) - label)^2 over the valid places."""
 
     channels: int
-    dense = True
+    label_is_map = True
 
     def loss(self, pred, label, valid):
         return jnp.sum(valid * (jnp.sin(pred) - label) ** 2, (1, 2, 3)) / jnp.sum(valid, (1, 2, 3))
