@@ -22,7 +22,7 @@ Maps = Mapping[str, np.ndarray]
 
 _TILE = 2.3  # inches, width of one picture in a panel
 _LINE = 0.22  # inches, height of a line of text
-_WIDE = 6.4  # inches, width of a picture that stands for itself
+_WIDE = 6.4  # inches, greatest width of a picture that stands for itself
 _SURE = 0.3  # least score of the boxes that are drawn
 
 
@@ -90,7 +90,8 @@ def describe(task: Task, encoded: np.ndarray) -> str:
 def boxes_over(path: str, image: np.ndarray, task: Boxes, detections: np.ndarray) -> None:
     """Writes a PNG of the size of uint8[H,W,3] `image`, with detections f32[n,1,6] drawn over it."""
     height, width = image.shape[:2]
-    figure = Figure((_WIDE, _WIDE * height / width), dpi=(width + 0.01) / _WIDE)  # matplotlib rounds down
+    dpi = max(100.0, width / _WIDE)
+    figure = Figure(((width + 0.01) / dpi, (height + 0.01) / dpi), dpi=dpi)  # matplotlib rounds down
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     axes.imshow(image, interpolation="nearest", aspect="auto")

@@ -2,6 +2,7 @@
 
 import types
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.metrics import jaccard_score
@@ -62,6 +63,41 @@ def test_results_are_those_of_the_whole_split_whatever_the_batches(size):
     known = depth > 0
     assert results["depth/rmse"] == pytest.approx(np.sqrt(np.mean((2.0 - depth[known]) ** 2)), rel=1e-6)
     assert results["edges/odsF"] == pytest.approx(1.0)
+
+
+def boxes_split():
+    """Two images, with a cat, and with a cat and a dog."""
+    rows = np.float32([[2, 3, 9, 12, 0, 0], [1, 1, 6, 8, 1, 0]])[:, None]
+
+    def load(i):
+        return {"image": np.zeros((12, 16, 3), np.uint8), "labels": {"detection": rows[: i + 1]}}
+
+    return Split(["a", "b"], lambda: np.tile(np.array([12, 16], np.int32), (2, 1)), load)
+
+
+def test_the_best_constant_detector_finds_nothing():
+    tasks = tasks_lib.build({"detection": {}}, {"detection": {"num_classes": 2}})
+    values = evaluate.mean_labels(batches(boxes_split(), 2, tasks), tasks)
+    assert values["detection"].tolist() == [0, 0, 0, 0, -1, 0]
+    evaluation = evaluate.Evaluation(evaluate.constant_predictor(tasks), tasks, make_mesh())
+    results = evaluation(values, batches(boxes_split(), 2, tasks))
+    assert results["detection/AP50"] == results["detection/AP"] == 0
+
+
+def test_a_network_is_measured_by_its_detections():
+    """One that finds the cat everywhere, and a stray dog that is less sure."""
+    tasks = tasks_lib.build({"detection": {}}, {"detection": {"num_classes": 2}})
+
+    class Net:
+        def apply(self, variables, image, names, train):
+            maps = jnp.full((*image.shape[:3], 4), -200.0).at[..., 2:].set(jnp.array([7.0, 9.0]))
+            maps = maps.at[:, 5, 7, 0].set(9.0).at[:, 9, 12, 1].set(1.0)
+            return types.SimpleNamespace(outputs={"detection": maps})
+
+    evaluation = evaluate.Evaluation(evaluate.predictor(Net(), tasks), tasks, make_mesh())
+    results = evaluation({}, batches(boxes_split(), 1, tasks))
+    assert results["detection/AP50_0"] == pytest.approx(1) and results["detection/AP50_1"] == 0
+    assert results["detection/AP50"] == pytest.approx(0.5)
 
 
 def test_mean_labels_are_the_best_constants():

@@ -69,6 +69,47 @@ def test_panels_show_each_map_in_its_place(drawn, tmp_path):
     np.testing.assert_array_equal(colors, TASKS["semseg"].colorize(np.eye(3)[None])[0])
 
 
+def test_boxes_are_drawn_over_the_image(drawn, tmp_path):
+    named = {"num_classes": 2, "class_names": ["cat", "dog"]}
+    found = tasks.build({"detection": {}}, {"detection": named})
+    nothing = [0, 0, 0, 0, -1, 0]
+    rows = [[1, 2, 4, 7.5, 1, 0], [0, 0, 6, 3, 0, 1], nothing]
+    label, valid = (
+        np.float32([rows, 3 * [nothing], rows])[:, :, None],
+        np.float32([1, 1, 0])[:, None, None, None],
+    )
+    truths = {"detection": figures.encoded_truth(found["detection"], label, valid)}
+    scored = [[1, 2, 4, 7.5, 1, 0.87], [0, 0, 6, 3, 0, 0.2], nothing]  # the second is not sure
+    images = np.random.default_rng(0).random((3, 6, 8, 3))
+    predictions = {"detection": np.float32([scored, 3 * [nothing], scored])[:, :, None]}
+    figures.panels(str(tmp_path / "panels.png"), images, truths, predictions, found)
+    axes = drawn["panels.png"].axes
+    assert len(axes) == 9
+    truth, prediction = axes[3:6], axes[6:9]
+    for i, (one, two) in enumerate(zip(truth, prediction, strict=True)):
+        for shown in (one, two):
+            np.testing.assert_array_equal(shown.get_images()[0].get_array(), images[i])
+    assert [[t.get_text() for t in a.texts] for a in truth] == [["dog", "cat"], [], ["unknown"]]
+    assert [[t.get_text() for t in a.texts] for a in prediction] == [["dog 87%"], [], ["dog 87%"]]
+    dog, cat = truth[0].patches
+    assert (dog.get_xy(), dog.get_width(), dog.get_height()) == ((1.5, 0.5), 5.5, 3)
+    assert (dog.get_linestyle(), cat.get_linestyle()) == ("-", "--") and dog.get_ec() != cat.get_ec()
+    assert prediction[0].patches[0].get_ec() == dog.get_ec() and not truth[2].patches
+
+
+@pytest.mark.parametrize("size", [(30, 40), (57, 29), (333, 500)])
+def test_a_picture_of_boxes_has_the_images_size(tmp_path, size):
+    (task,) = tasks.build({"detection": {}}, {"detection": {"num_classes": 1}}).values()
+    image = np.full((*size, 3), 255, np.uint8)
+    box = np.float32([[[size[0] // 4, size[1] // 4, size[0] // 2, size[1] // 2, 0, 0.9]]])
+    figures.boxes_over(str(tmp_path / "boxes.png"), image, task, box)
+    with Image.open(tmp_path / "boxes.png") as picture:
+        assert picture.size == size[::-1]
+        changed = (np.asarray(picture.convert("RGB")) < 200).any(-1)
+    rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
+    assert abs(rows[-1] + 1 - size[0] // 2) <= 2 and abs(columns[0] - size[1] // 4) <= 2
+
+
 def test_a_panel_without_truths_is_a_picture_file(tmp_path):
     path = tmp_path / "panel.png"
     one = {name: values[:1] for name, values in maps(0).items()}

@@ -1,5 +1,6 @@
 """Prediction on photographs, with a network that returns the photograph's own colours."""
 
+import json
 import math
 import os
 import sys
@@ -98,6 +99,37 @@ def test_pictures_have_the_tasks_colours_and_the_photographs_size(tmp_path, trai
     assert np.abs(picture - TASKS["depth"].colorize(depth)).max() <= 4  # float16 on disk
     assert sorted(os.listdir(folder)) == ["depth.npy", "depth.png", "normals.npy", "normals.png", "panel.png",
                                           "scene.npy", "semseg.png", "semseg_ids.png"]  # fmt: skip
+
+
+def test_boxes_are_those_of_the_photograph(tmp_path):
+    """The network, which sees 24x32 of 60x80 pixels, finds a dog at row 8 and column 20, and a cat."""
+
+    class Finder:
+        def apply(self, variables, image, names, train):
+            maps = jnp.full((*image.shape[:3], 4), -9.0).at[..., 2:].set(jnp.array([6.0, 10.0]))
+            peaks = maps.at[0, 8, 20, 1].set(9.0).at[0, 3, 2, 0].set(2.19)
+            return Prediction({"boxes": peaks}, {}, None)
+
+    options = {"kind": "detection", "num_classes": 2, "class_names": ["cat", "dog"]}
+    config = configs.default()
+    config.data.size = (24, 32)
+    found = tasks.build({"boxes": {}}, {"boxes": options})
+    photograph, _ = blocks(60, 80)
+    Image.fromarray(photograph).save(tmp_path / "photo.png")
+    trained = experiment.Experiment(config, found, Finder(), {}, 7)
+    predict.predict(trained, [str(tmp_path / "photo.png")], str(tmp_path))
+    folder = tmp_path / "photo"
+    assert sorted(os.listdir(folder)) == ["boxes.json", "boxes.png", "panel.png"]
+    dog, cat, *_ = json.loads((folder / "boxes.json").read_text())
+    assert dog == {
+        "box": [13.75, 38.75, 28.75, 63.75],
+        "class": "dog",
+        "score": pytest.approx(0.9989, abs=1e-4),
+    }
+    assert cat == {"box": [1.25, 0, 16.25, 18.75], "class": "cat", "score": 0.5}  # cut at the border
+    with Image.open(folder / "boxes.png") as picture:
+        changed = (np.abs(np.asarray(picture.convert("RGB"), int) - photograph) > 40).any(-1)
+    assert picture.size == (80, 60) and changed[20, 38:40].any() and not changed[40:].any()
 
 
 def test_class_ids_are_those_of_whole_resized_scores():

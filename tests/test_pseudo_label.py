@@ -11,14 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mtl_jax import atomic, experiment, pseudo_label
 from mtl_jax import config as configs
-from mtl_jax import atomic, pseudo_label
 from mtl_jax import tasks as tasks_lib
 from mtl_jax.checkpoint import Checkpoints
 from mtl_jax.data import pipeline
 from mtl_jax.data.dataset import Dataset, Split
 from mtl_jax.errors import UserError
 from mtl_jax.models.prediction import Prediction
+from mtl_jax.tasks import detection
 
 SPECS = {
     "semseg": {"num_classes": 3, "class_names": ["road", "car", "sky"]},
@@ -261,6 +262,9 @@ def test_teachers_that_are_none(tmp_path, loaded, monkeypatch):
     split, _ = make_split()
     with pytest.raises(UserError, match="names task 'edges': the tasks are semseg, depth"):
         pseudo_label.fill(split, TASKS, {"edges": "w"}, str(tmp_path))
+    with pytest.raises(UserError, match="names task 'detection', but teachers fill in no boxes"):
+        boxes = {"detection": detection.build("detection", 2)}
+        pseudo_label.fill(split, boxes, {"detection": "w"}, str(tmp_path))
     loaded.steps = 100
     with pytest.raises(UserError, match="the teacher of 'depth' in w is not finished: step 9 of 100"):
         pseudo_label.fill(split, TASKS, {"depth": "w"}, str(tmp_path))

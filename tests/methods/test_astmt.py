@@ -17,7 +17,7 @@ from mtl_jax.models import deeplab
 from mtl_jax.models.backbones import resnet
 from mtl_jax.models.naming import owned
 from mtl_jax.models.prediction import Prediction
-from mtl_jax.tasks import classification, depth, normals
+from mtl_jax.tasks import classification, depth, detection, normals
 
 KEY = jax.random.key(0)
 
@@ -374,6 +374,7 @@ def test_a_turn_leaves_the_other_tasks_weights_momentum_and_statistics_bit_ident
         (REAL, {"reversal": 2.0}, "config.method.reversal is 2.0: give 0 to 1"),
         (REAL, {"steps": None}, "config.method: steps is None and epochs 60"),
         ({**REAL, "scene": classification.build("scene", 4)}, {}, "task 'scene' is not dense"),
+        ({**REAL, "boxes": detection.build("boxes", 4)}, {}, "task 'boxes' is not dense"),
     ],
 )
 def test_wrong_options_are_named(tasks, options, words):

@@ -6,7 +6,7 @@ import pytest
 
 from mtl_jax.errors import UserError
 from mtl_jax.methods import consistency
-from mtl_jax.tasks import classification
+from mtl_jax.tasks import classification, detection
 
 SOME = [[1, 0, 0], [0, 1, 1], [1, 1, 1], [0, 0, 0]]
 
@@ -69,6 +69,6 @@ def test_labels_that_are_not_given_have_no_influence(partial):
 
 
 def test_a_task_of_one_label_per_image_is_refused(partial):
-    tasks = {"kind": classification.build("kind", 3)}
-    with pytest.raises(UserError, match="'consistency' works on dense tasks: task 'kind' is not dense"):
-        consistency.build(partial.Pixels(tasks), tasks)
+    for task in (classification.build("kind", 3), detection.build("kind", 3)):
+        with pytest.raises(UserError, match="'consistency' works on dense tasks: task 'kind' is not dense"):
+            consistency.build(partial.Pixels({"kind": task}), {"kind": task})

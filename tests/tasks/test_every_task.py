@@ -22,10 +22,13 @@ OPTIONS = {
     "classification": {"num_classes": 12},
     "reshading": {"kind": "regression"},
     "multilabel": {"num_classes": 2},
+    "detection": {"num_classes": 3, "max_boxes": 5},
 }
 TASKS = tasks.build(dict.fromkeys(OPTIONS, {}), OPTIONS)
 jitted = jax.jit(lambda metric, *batch: metric.update(*batch))
 every_task = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS.keys())
+ENCODED = {name: task for name, task in TASKS.items() if task.values != "boxes"}  # labels as predictions are
+every_encoded_task = pytest.mark.parametrize("task", ENCODED.values(), ids=ENCODED.keys())
 
 
 def update(metric, *batch):
@@ -35,8 +38,15 @@ def update(metric, *batch):
 def make_labels(task, batch=4, height=7, width=6, seed=0):
     """Random canonical labels and where they are known; the last example is unknown as a whole."""
     rng = np.random.default_rng(seed)
-    shape = (batch, height, width) if task.dense else (batch, 1, 1)
-    if task.label_dtype == "int32":
+    shape = (batch, *task.label_size((height, width)))
+    if task.values == "boxes":
+        corners = np.sort(rng.uniform(0, [height, width], (2, *shape, 2)), axis=0)
+        classes = np.where(rng.random(shape) < 0.7, rng.integers(0, len(task.class_names), shape), -1)
+        label = np.stack(
+            [*np.moveaxis(corners, -1, 1).reshape(4, *shape), classes, rng.random(shape) < 0.2], -1
+        )
+        shape, label = (batch, 1, 1), label.astype(np.float32)
+    elif task.label_dtype == "int32":
         label = rng.integers(0, task.channels, (*shape, 1)).astype(np.int32)
     elif task.headline == "mErr":
         label = rng.standard_normal((*shape, 3)).astype(np.float32)
@@ -45,13 +55,13 @@ def make_labels(task, batch=4, height=7, width=6, seed=0):
         label = rng.integers(0, 2, (*shape, task.label_channels)).astype(np.float32)
     else:
         label = rng.uniform(0.1, 1, (*shape, task.label_channels)).astype(np.float32)
-    known = rng.random((*shape, 1)) < (0.7 if task.dense else 2)
+    known = rng.random((*shape, 1)) < (0.7 if task.label_is_map else 2)
     known[-1] = False
     return np.where(known, label, np.asarray(task.fill, label.dtype)), known
 
 
 def make_pred(task, label, seed=1):
-    shape = (*label.shape[:3], task.channels)
+    shape = (*(label.shape[:3] if task.label_is_map or not task.dense else (len(label), 7, 6)), task.channels)
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
@@ -61,7 +71,7 @@ def test_known_is_not_fill(task):
     np.testing.assert_array_equal(task.known(label), known)
 
 
-@every_task
+@every_encoded_task
 def test_encoding_lives_in_the_space_of_predictions(task):
     label, known = make_labels(task)
     encoded = task.encode(jnp.asarray(label))
@@ -74,7 +84,7 @@ def test_encoding_lives_in_the_space_of_predictions(task):
     assert results[task.headline] == pytest.approx(perfect, abs=1e-4)
 
 
-@every_task
+@every_encoded_task
 @pytest.mark.parametrize("library", [np, jnp], ids=["NumPy", "JAX"])
 def test_an_encoded_label_is_itself_as_a_prediction(task, library):
     label, known = make_labels(task)
@@ -84,7 +94,7 @@ def test_an_encoded_label_is_itself_as_a_prediction(task, library):
     np.testing.assert_allclose(np.asarray(again)[known], label[known], rtol=1e-6)
 
 
-@every_task
+@every_encoded_task
 def test_what_is_predicted_is_known_as_a_label(task):
     label, _ = make_labels(task)
     pred = make_pred(task, label)
@@ -124,7 +134,7 @@ def test_a_predicted_boundary_is_drawn_by_all_annotators():
     assert (task.loss(np.float32([[[[-9], [9]]]]), label, np.ones((1, 1, 2, 1), np.float32)) < 1e-3).all()
 
 
-@every_task
+@every_encoded_task
 def test_loss_falls_towards_the_label(task):
     label, known = make_labels(task)
     valid = known.astype(np.float32)
@@ -134,7 +144,7 @@ def test_loss_falls_towards_the_label(task):
     assert (task.loss(make_pred(task, label), label, valid)[:-1] > 0.1).all()
 
 
-@every_task
+@every_encoded_task
 def test_what_is_not_valid_has_no_influence(task):
     label, _ = make_labels(task, seed=0)
     pred = make_pred(task, label)
@@ -158,8 +168,8 @@ def test_what_is_not_valid_has_no_influence(task):
 
 @every_task
 def test_nothing_valid_costs_nothing(task):
-    label, _ = make_labels(task)
-    valid = np.zeros((*label.shape[:3], 1), np.float32)
+    label, known = make_labels(task)
+    valid = np.zeros_like(known, np.float32)
     step = jax.jit(jax.value_and_grad(lambda p: task.loss(p, label, valid).sum()))
     loss, gradient = step(make_pred(task, label))
     assert loss == 0
@@ -196,7 +206,7 @@ def test_gradients_are_those_of_finite_differences(task):
 @every_task
 def test_results_do_not_depend_on_the_batches(task):
     label, known = make_labels(task)
-    batch = [task.activate(make_pred(task, label)), label, known.astype(np.float32)]
+    batch = [task.decode(task.activate(make_pred(task, label))), label, known.astype(np.float32)]
     whole = update(task.metric(), *batch).compute()
     parts = task.metric()
     for rows, real in (([0, 1], [1, 1]), ([2, 0], [1, 0]), ([1, 3], [0, 1])):  # two rows only pad
@@ -207,7 +217,7 @@ def test_results_do_not_depend_on_the_batches(task):
     assert all(type(value) is float for value in whole.values())
 
 
-@every_task
+@every_encoded_task
 def test_distance_is_zero_to_itself_and_symmetric(task):
     a, _ = make_labels(task, seed=0)
     b, _ = make_labels(task, seed=1)
@@ -248,7 +258,7 @@ def test_unknown_stays_unknown(task):
         np.testing.assert_array_equal(task.known(changed), known)
 
 
-@every_task
+@every_encoded_task
 def test_pictures(task):
     label, known = make_labels(task)
     encoded = np.array(task.encode(jnp.asarray(label)))[0]
