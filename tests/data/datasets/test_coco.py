@@ -324,6 +324,20 @@ def test_images_with_little_to_find_are_left_out(root, least, ids):
     assert coco.build(str(root), classes="voc").split("train", []).ids == ["000000391895"]
 
 
+def test_objects_keep_the_order_of_the_file(root):
+    content = instances("train")
+    classes = np.random.default_rng(0).integers(0, 80, 60)
+    content["annotations"] = [
+        {"id": k, "image_id": (139, 391895)[k % 2], "category_id": THINGS[c], "bbox": [1, 2, 3, 4]}
+        for k, c in enumerate(classes)
+    ]
+    (root / "annotations/instances_train2017.json").write_text(json.dumps(content))
+    part = coco.build(str(root)).split("train", ["detection"])
+    for index in range(2):
+        label = part.load(index)["labels"]["detection"]
+        np.testing.assert_array_equal(label[:, 0, 4], classes[index::2])
+
+
 def test_boxes_are_cut_at_the_borders(root):
     content = instances("val")
     first, second = content["annotations"]
@@ -535,10 +549,10 @@ def test_damaged_pictures_are_named(root):
         part.load(0)
 
 
-@pytest.mark.parametrize("classes", ["panoptic", "voc"])
-def test_training_and_evaluation(root, train_a_little, classes):
+@pytest.mark.parametrize(("classes", "tasks"), [("panoptic", ["semseg", "detection"]), ("voc", ["semseg"])])
+def test_training_and_evaluation(root, train_a_little, classes, tasks):
     dataset = coco.build(str(root), classes=classes, least_labelled=None)
-    batch, results = train_a_little(dataset, {"semseg": {}}, "train", "val", canvas=(48, 64))
-    assert 0 <= results["semseg/mIoU"] <= 1
+    batch, results = train_a_little(dataset, {task: {} for task in tasks}, "train", "val", canvas=(48, 64))
+    assert 0 <= results["semseg/mIoU"] <= 1 and 0 <= results.get("detection/AP50", 0) <= 1
     known = np.asarray(batch["labels"]["semseg"])[np.asarray(batch["valid"]["semseg"]) > 0]
     assert set(known) <= set(range(dataset.labels["semseg"]["num_classes"]))

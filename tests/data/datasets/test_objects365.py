@@ -159,3 +159,12 @@ def test_wrong_content_is_named(tmp_path):
     path.write_text(json.dumps(content))
     with pytest.raises(UserError, match="objects365_val.json has 364 categories instead of 365"):
         objects365.build(str(tmp_path))
+
+
+def test_training_and_evaluation(tmp_path, train_a_little):
+    write(tmp_path, 1)
+    dataset = objects365.build(str(tmp_path))
+    batch, results = train_a_little(dataset, {"detection": {}}, "train", "val", canvas=(32, 48))
+    label = np.asarray(batch["labels"]["detection"])
+    classes = set(label[label[..., 4] >= 0][:, 4])
+    assert 0 <= results["detection/AP50"] <= 1 and classes and classes <= {0, 7, 300}

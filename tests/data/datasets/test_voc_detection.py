@@ -207,3 +207,12 @@ def test_truncated_photograph_is_named(root):
     photo.write_bytes(photo.read_bytes()[:400])
     with pytest.raises(UserError, match="cannot read .*JPEGImages/000007.jpg"):
         voc_detection.build(str(root)).split("val2007", ["detection"]).load(0)
+
+
+def test_training_and_evaluation(root, train_a_little):
+    dataset = voc_detection.build(str(root))
+    batch, results = train_a_little(dataset, {"detection": {}}, "train", "test", canvas=(32, 48))
+    label = np.asarray(batch["labels"]["detection"])
+    objects = label[label[..., 4] >= 0]
+    assert 0 <= results["detection/AP50"] <= 1 and set(objects[:, 4]) <= set(range(20)) and len(objects)
+    assert (objects[:, :2] < objects[:, 2:4]).all() and (objects[:, 2:4] <= [32, 48]).all()
