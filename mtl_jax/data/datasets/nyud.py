@@ -29,8 +29,8 @@ A .mat holds one variable, `segmentation` or `depth`. The endings tell the relea
 two of them are mixed, as when both NYUD_MT.tgz are unpacked in one place, is refused, because sizes and
 sources of labels differ. Maninis et al. train and judge 41 classes, of which "unlabelled" is one; Vandenhende
 et al., Bruggemann et al. and those after them 40, and ignore it: option `classes`. Normals of Maninis et al.
-suffer from JPEG; only the .npy can say that one is unknown (the zero vector). Where the normals of the other
-two came from is not said; they are taken to be in the same frame.
+suffer from JPEG. The zero vector, and black and grey, which have no direction, are unknown. Where the normals
+of the other two came from is not said; they are taken to be in the same frame.
 
 The edges of the split val, by which the boundary benchmark judges, are thinned to one pixel; it allows a
 distance of 0.011 of the diagonal here (Maninis et al., appendix).

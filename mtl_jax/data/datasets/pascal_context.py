@@ -186,7 +186,7 @@ def _fitted(label: np.ndarray, task: str, size: tuple[int, int], path: Path) -> 
     height, width = label.shape[:2]
     if (height, width) == size:
         return label
-    if label.size > 1 and abs(height * size[1] - width * size[0]) > max(height, width, *size):
+    if abs(height * size[1] - width * size[0]) > max(height, width, *size):
         files.check_shape(label, (*size, *label.shape[2:]), path)
     return _bicubic(label, size) if task == "normals" else _nearest(label, size)
 
