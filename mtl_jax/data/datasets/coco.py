@@ -111,9 +111,8 @@ def build(data_dir: str, classes: str = "panoptic", least_labelled: int | None =
         files.find([[path]])
         if kind == "panoptic":
             found = panoptic(path)
-            return _of_release(
-                root, name, found.images, {"semseg": _segments(root, name, found)} if tasks else {}
-            )
+            labels = {"semseg": _segments(root, name, found)} if tasks else {}
+            return _of_release(root, name, found.images, labels)
         found = instances(path)
         labels = {"detection": lambda i, _: found.boxes(i), "semseg": lambda i, _: found.semseg(i)}
         return _of_release(root, name, found.images, labels)
