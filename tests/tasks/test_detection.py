@@ -211,6 +211,9 @@ def test_more_boxes_than_rows_leave_the_largest():
     rows = np.float32([[0, 0, k, k, 0, 0] for k in (3, 9, 1, 8, 7, 2, 6, 5, 4)])[:, None]
     placed = TASK.place(rows, np.eye(2, 3, dtype=np.float32), SIZE)
     assert placed[:, 0, 2].tolist() == [9, 8, 7, 6, 5, 4]
+    line = np.float32([[[3, 5, 3, 9, 1, 0]]])  # some annotators' boxes have no area
+    placed = TASK.place(np.concatenate([line, rows[:2]]), np.eye(2, 3, dtype=np.float32), SIZE)
+    assert placed[:, 0, 4].tolist() == [0, 0, 1, -1, -1, -1]
 
 
 def test_boxes_that_a_crop_leaves_little_of_go_unless_they_are_hard():
