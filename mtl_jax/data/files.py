@@ -72,7 +72,7 @@ def to_rgb(image: Image.Image) -> np.ndarray:
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.asarray(image.convert("RGB"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def read_array(path: Path) -> np.ndarray:

@@ -6,6 +6,9 @@ is unknown or not given (the label is 0 there too) and 1 elsewhere; `id` is the 
 -1 in rows that only fill up the last batch (valid is 0 all over them). Further views of a training batch are
 in "views": {name: {"image", "labels", "valid"}}, or {name: {"image"}} where the labels are those of the view
 that it is made from.
+
+On its way to the device a batch is compact, and `finish` makes the one above of it: images that were only cut
+are uint8, labels have the dtype in which they are stored, and "given" {task: bool[B]} stands for `valid`.
 """
 
 import atexit
@@ -15,18 +18,19 @@ import os
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
-from mtl_jax.data.augment import GREY, augment, place
-from mtl_jax.data.dataset import Split
+from mtl_jax.data.augment import GREY, able_to_hold, augment, place
+from mtl_jax.data.dataset import Example, Split
 from mtl_jax.errors import UserError
-from mtl_jax.tasks.base import Task
+from mtl_jax.tasks.base import Array, Task, namespace
 from mtl_jax.views import View
 
 Batch = dict[str, Any]
@@ -34,9 +38,93 @@ Batch = dict[str, Any]
 MANY_SIZES = 8  # from here on compiling for every image size costs more than padding
 
 
+@dataclasses.dataclass
+class Batches:
+    """Batches of NumPy arrays; this host's rows of each.
+
+    Attributes:
+      compact: as they travel to the device.
+      tasks: the tasks by name.
+    """
+
+    compact: Generator[Batch]
+    tasks: Mapping[str, Task]
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        return finish(next(self.compact), self.tasks)
+
+    def close(self) -> None:
+        self.compact.close()
+
+
+def finish(batch: Batch, tasks: Mapping[str, Task]) -> Batch:
+    """The batch of a compact one; works on NumPy and on JAX arrays, under `jit` too."""
+    finished = {**_finish_view(batch, batch["given"], tasks), "id": batch["id"]}
+    if "views" in batch:
+        finished["views"] = {
+            name: _finish_view(view, batch["given"], tasks) for name, view in batch["views"].items()
+        }
+    return finished
+
+
+def _finish_view(view: Batch, given: Mapping[str, Array], tasks: Mapping[str, Task]) -> Batch:
+    """Image, labels and validity of a batch; what is not `given` is unknown all over."""
+    image = view["image"]
+    numpy = namespace(image)
+    finished = {
+        "image": image if image.dtype == numpy.float32 else image.astype("float32") * np.float32(1 / 255)
+    }
+    if "labels" in view:
+        known = {n: tasks[n].known(x) & given[n][:, None, None, None] for n, x in view["labels"].items()}
+        finished["labels"] = {
+            n: numpy.where(known[n], x, 0).astype(tasks[n].label_dtype) for n, x in view["labels"].items()
+        }
+        finished["valid"] = {n: mask.astype("float32") for n, mask in known.items()}
+    return finished
+
+
+@functools.partial(jax.jit, static_argnames=("tasks", "sharding"))
+def _finish_on_device(
+    batch: Batch, tasks: tuple[tuple[str, Task], ...], sharding: jax.sharding.Sharding
+) -> Batch:
+    return jax.lax.with_sharding_constraint(finish(batch, dict(tasks)), sharding)
+
+
 def cached(split: Split) -> Split:
     """The same split, keeping every example in memory, decoded, once it was read."""
     return dataclasses.replace(split, load=functools.cache(split.load))
+
+
+def skipping(split: Split, share: float) -> Split:
+    """The same split, leaving out the examples that cannot be read, and saying so of each.
+
+    Args:
+      split: the examples.
+      share: how much of the split may be left out.
+
+    Raises:
+      UserError (while loading): that is exceeded.
+    """
+    skipped: dict[int, str] = {}
+
+    def load(index: int) -> Example | None:
+        try:
+            return split.load(index)
+        except UserError as error:
+            if index not in skipped:
+                skipped[index] = str(error)
+                count = f"{len(skipped)} of {len(split)} examples left out"
+                if len(skipped) > share * len(split):
+                    raise UserError(
+                        f"{count}, more than config.data.max_skipped = {share}: {error}"
+                    ) from error
+                logging.warning("%s: %s", count, error)
+            return None
+
+    return dataclasses.replace(split, load=load)
 
 
 def train_batches(
@@ -47,7 +135,7 @@ def train_batches(
     start: int = 0,
     shard: tuple[int, int] = (0, 1),
     views: Mapping[str, View] = {},
-) -> Iterator[Batch]:
+) -> Batches:
     """Endless augmented batches; number s depends on (seed, s) alone.
 
     The examples run through one permutation of the split after another, across the borders of batches.
@@ -74,25 +162,24 @@ def train_batches(
     def example(row: tf.Tensor) -> Batch:
         position = row // rows * data.batch_size + shard[0] * rows + row % rows
         index = _shuffled(position, len(split), seed)
-        image, labels = load(index)
+        there, image, labels = load(index)
         key = tf.random.experimental.stateless_fold_in(tf.constant([seed, 0], tf.int64), position)
         own, others = augment(image, labels, tasks, size, data.augment, key, views)
-        given = _given(split, tasks, index)
-        batch = {**_entry(*own, tasks, given), "id": tf.cast(index, tf.int32)}
+        batch = {**_view(*own), "given": _given(split, tasks, index, there), "id": _id(index, there)}
         if views:
             batch["views"] = {
-                name: _entry(*others[name], tasks, given) if view.zoom else {"image": others[name][0]}
+                name: _view(*others[name]) if view.zoom else {"image": others[name][0]}
                 for name, view in views.items()
             }
         return batch
 
     examples = tf.data.Dataset.range(start * rows, np.iinfo(np.int64).max)
-    return _batches(examples, example, rows, failure)
+    return Batches(_batches(examples, example, rows, failure), tasks)
 
 
 def eval_batches(
     split: Split, tasks: Mapping[str, Task], data: Any, shard: tuple[int, int] = (0, 1)
-) -> Iterator[Batch]:
+) -> Batches:
     """One pass over the split, nothing augmented; hosts get equally many batches, each example once in all.
 
     With data.eval_size None the images keep their size, and batches hold images of one size (in the
@@ -118,23 +205,22 @@ def eval_batches(
     def as_it_is(label: tf.Tensor, task: Task, size: tf.Tensor) -> tf.Tensor:
         if not task.label_is_map:
             return place(label, task, tf.eye(2, 3), (size[0], size[1]))
-        label = tf.cast(label, task.label_dtype)
-        return _pad(label, canvas, task.fill) if canvas else label
+        return _pad(able_to_hold(task.fill, label), canvas, task.fill) if canvas else label
 
     def example(index: tf.Tensor, real: tf.Tensor) -> Batch:
-        image, labels = load(index)
-        image = tf.cast(image, tf.float32) * (1 / 255)
+        there, image, labels = load(index)
+        there &= real
         labels = {name: as_it_is(label, tasks[name], tf.shape(image)) for name, label in labels.items()}
         if canvas:
-            image = _pad(image, canvas, GREY)
-        given = {name: mask & real for name, mask in _given(split, tasks, index).items()}
-        return {**_entry(image, labels, tasks, given), "id": tf.where(real, tf.cast(index, tf.int32), -1)}
+            image = _pad(image, canvas, 255 * GREY)
+        given = _given(split, tasks, index, there)
+        return {**_view(image, labels), "given": given, "id": _id(index, there)}
 
     examples = tf.data.Dataset.from_tensor_slices(_eval_rows(groups, data.eval_batch_size, shard))
-    return _batches(examples, example, rows, failure)
+    return Batches(_batches(examples, example, rows, failure), tasks)
 
 
-def to_device(batches: Iterator[Batch], sharding: jax.sharding.Sharding, depth: int = 2) -> Iterator[Batch]:
+def to_device(batches: Batches, sharding: jax.sharding.Sharding, depth: int = 2) -> Iterator[Batch]:
     """Global arrays from this host's batches, `depth` batches ahead in a background thread.
 
     Args:
@@ -142,11 +228,14 @@ def to_device(batches: Iterator[Batch], sharding: jax.sharding.Sharding, depth: 
       sharding: of every array; its first axis must be the batch.
       depth: how many batches to hold ready.
     """
+    tasks = tuple(batches.tasks.items())
 
     def take() -> Batch | None:
-        batch = next(batches, None)
+        batch = next(batches.compact, None)
+        if batch is None:
+            return None
         to_global = functools.partial(jax.make_array_from_process_local_data, sharding)
-        return None if batch is None else jax.tree.map(to_global, batch)
+        return _finish_on_device(jax.tree.map(to_global, batch), tasks, sharding)
 
     worker = ThreadPoolExecutor(1, "to_device")  # one thread: keeps the order
     try:
@@ -173,29 +262,47 @@ def _shuffled(position: tf.Tensor, count: int, seed: int) -> tf.Tensor:
 
 
 def _loader(split: Split, tasks: Mapping[str, Task]) -> tuple[Callable, list[Exception]]:
-    """A function of an index tensor -> (image, labels), and the list where it leaves its exceptions."""
+    """A function of an index tensor -> (is it there, image, labels), and the list of its exceptions.
+
+    An example that was left out has the image's size, and nothing in it.
+    """
     if not len(split):
         raise UserError("the split has no examples")
-    first = split.load(0)
+    first = next((example for i in range(len(split)) if (example := split.load(i)) is not None), None)
+    if first is None:
+        raise UserError("every example of the split was left out")
     dtypes = [first["image"].dtype, *(first["labels"][name].dtype for name in tasks)]
     failure: list[Exception] = []
 
     def read(index: np.ndarray) -> list[np.ndarray]:
         try:
             example = split.load(int(index))
+            if example is None:
+                return _nothing(split.sizes[int(index)], tasks, dtypes)
         except Exception as error:  # TensorFlow would turn it into text; `_iterate` raises it again
             failure.append(error)
             raise
-        return [example["image"], *(example["labels"][name] for name in tasks)]
+        return [np.bool_(True), example["image"], *(example["labels"][name] for name in tasks)]
 
-    def load(index: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        image, *labels = tf.numpy_function(read, [index], dtypes)
+    def load(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]:
+        there, image, *labels = tf.numpy_function(read, [index], [bool, *dtypes])
+        there.set_shape(())
         image.set_shape((None, None, 3))
         for label, task in zip(labels, tasks.values(), strict=True):
             label.set_shape((None, None, task.label_channels))
-        return image, dict(zip(tasks, labels, strict=True))
+        return there, image, dict(zip(tasks, labels, strict=True))
 
     return load, failure
+
+
+def _nothing(size: np.ndarray, tasks: Mapping[str, Task], dtypes: Sequence[np.dtype]) -> list[np.ndarray]:
+    """In the place of an example that was left out."""
+    sizes = [task.label_size(tuple(size)) for task in tasks.values()]
+    labels = [
+        np.zeros((*size, task.label_channels), dtype)
+        for size, task, dtype in zip(sizes, tasks.values(), dtypes[1:], strict=True)
+    ]
+    return [np.bool_(False), np.full((*size, 3), 255 * GREY, dtypes[0]), *labels]
 
 
 def _check_zoom(views: Mapping[str, View], factors: Sequence[float]) -> None:
@@ -207,30 +314,26 @@ def _check_zoom(views: Mapping[str, View], factors: Sequence[float]) -> None:
         )
 
 
-def _given(split: Split, tasks: Mapping[str, Task], index: tf.Tensor) -> dict[str, tf.Tensor]:
+def _given(
+    split: Split, tasks: Mapping[str, Task], index: tf.Tensor, there: tf.Tensor
+) -> dict[str, tf.Tensor]:
     """bool by task: whether the label of the example is given."""
     if split.given is None:
-        return {name: tf.constant(True) for name in tasks}
-    return {name: tf.constant(split.given[name], tf.bool)[index] for name in tasks}
+        return dict.fromkeys(tasks, there)
+    return {name: tf.constant(split.given[name], tf.bool)[index] & there for name in tasks}
 
 
-def _entry(
-    image: tf.Tensor, labels: dict, tasks: Mapping[str, Task], given: Mapping[str, tf.Tensor]
-) -> Batch:
-    """Image, labels and validity of one row of a batch; what is not `given` is unknown all over."""
-    known = {name: tasks[name].known(label) & given[name] for name, label in labels.items()}
-    return {
-        "image": image,
-        "labels": {
-            name: tf.where(known[name], label, tf.zeros((), label.dtype)) for name, label in labels.items()
-        },
-        "valid": {name: tf.cast(mask, tf.float32) for name, mask in known.items()},
-    }
+def _id(index: tf.Tensor, there: tf.Tensor) -> tf.Tensor:
+    return tf.where(there, tf.cast(index, tf.int32), -1)
+
+
+def _view(image: tf.Tensor, labels: Mapping[str, tf.Tensor]) -> Batch:
+    return {"image": image, "labels": dict(labels)}
 
 
 def _batches(
     examples: tf.data.Dataset, example: Callable[..., Batch], rows: int, failure: list[Exception]
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """Maps `example` over `examples`, in order, and stacks `rows` of them at a time."""
     options = tf.data.Options()
     options.deterministic = True
@@ -242,7 +345,7 @@ def _batches(
     return batches
 
 
-def _iterate(batches: tf.data.Dataset, failure: list[Exception]) -> Iterator[Batch]:
+def _iterate(batches: tf.data.Dataset, failure: list[Exception]) -> Generator[Batch]:
     iterator = batches.as_numpy_iterator()
     while True:
         try:

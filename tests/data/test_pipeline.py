@@ -12,13 +12,13 @@ import jax
 import numpy as np
 import pytest
 import scipy.stats
-from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from mtl_jax import tasks as task_modules
 from mtl_jax.data import pipeline
 from mtl_jax.data.dataset import Split
 from mtl_jax.errors import UserError
+from mtl_jax.sharding import batch_sharding, make_mesh
 from mtl_jax.tasks.boxes import Boxes
 from mtl_jax.views import View
 
@@ -274,7 +274,7 @@ def test_evaluation_sees_each_example_once(eval_size, hosts):
             given = example(int(index), (height, width))
             assert batch["image"].shape[1:3] == (eval_size or (height, width))
             np.testing.assert_allclose(batch["image"][row, :height, :width], given["image"] / 255, atol=1e-6)
-            assert (batch["image"][row, height:] == 0.5).all()
+            assert (batch["image"][row, height:] == np.float32(128 / 255)).all()
             known = batch["valid"]["semseg"][row]
             assert (
                 known.sum() == height * width - 1 and not known[height:].any() and not known[:, width:].any()
@@ -355,7 +355,7 @@ def test_cache_reads_each_example_once():
 
 
 def here():
-    return NamedSharding(jax.make_mesh((1,), ("data",)), PartitionSpec("data"))
+    return batch_sharding(make_mesh())
 
 
 def workers():
@@ -368,14 +368,16 @@ def test_to_device_keeps_order_and_runs_ahead_a_little():
     def host():
         for i in range(8):
             taken.append(i)
-            yield {"x": np.full((2, 3), i, np.float32)}
+            image = np.zeros((2, 3, 4, 3), np.uint8)
+            yield {"image": image, "labels": {}, "given": {}, "id": np.full(2, i, np.int32)}
 
-    batches = pipeline.to_device(host(), here(), depth=2)
+    batches = pipeline.to_device(pipeline.Batches(host(), {}), here(), depth=2)
     first = next(batches)
-    assert first["x"].sharding == here() and isinstance(first["x"], jax.Array)
+    assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(first))
+    assert all(x.sharding.is_equivalent_to(here(), x.ndim) for x in jax.tree.leaves(first))
     time.sleep(0.2)
     assert taken == [0, 1, 2]
-    assert [int(b["x"][0, 0]) for b in batches] == [1, 2, 3, 4, 5, 6, 7]
+    assert [int(b["id"][0]) for b in batches] == [1, 2, 3, 4, 5, 6, 7]
     assert not workers()
 
 

@@ -135,32 +135,54 @@ class Reader:
                 f"{path} has {raw.shape[2]} channels, but task {self.task.name!r} needs"
                 f" {self.task.label_channels}: convert the file (colours are 3, transparency is one more)"
             )
+        if raw.dtype not in self._tables:
+            return self._decode(raw, path)
+        table, wrong = self._tables[raw.dtype]
+        if wrong.any() and wrong.take(raw).any():
+            return self._decode(raw, path)  # which names it
+        return table.take(raw)
+
+    @functools.cached_property
+    def _tables(self) -> dict[np.dtype, tuple[np.ndarray, np.ndarray]]:
+        """What each number of 8 and of 16 bits means, and whether it is wrong: reading is looking that up."""
+        measured = self.task.fill != 255
+        if self.task.label_channels > 1 or (measured and "scale" not in self.spec):
+            return {}
+        every = {dtype: np.arange(np.iinfo(dtype).max + 1, dtype=dtype) for dtype in (np.uint8, np.uint16)}
+        meant = {dtype: self._meaning(codes[:, None], Path()) for dtype, codes in every.items()}
+        return {np.dtype(dtype): (label.ravel(), wrong.ravel()) for dtype, (label, wrong) in meant.items()}
+
+    def _decode(self, raw: np.ndarray, path: Path) -> np.ndarray:
         if np.isinf(raw).any():
             raise UserError(f"{path} holds infinite numbers: store NaN where nothing is known")
-        unknown = np.isin(raw, self.spec.get("invalid", ())).all(-1, keepdims=True)
-        if self._discrete:
-            return self._classes(raw, unknown, path)
-        value = self._vectors(raw, path) if "axes" in self.spec else self._measures(raw, path)
-        unknown |= np.isnan(value).any(-1, keepdims=True)
-        return np.where(unknown, self.task.fill, value).astype(
-            "float16" if raw.dtype == np.uint8 else "float32"
-        )
-
-    @property
-    def _discrete(self) -> bool:
-        return self.task.fill == 255
-
-    def _classes(self, raw: np.ndarray, unknown: np.ndarray, path: Path) -> np.ndarray:
-        scaled = "scale" in self.spec and raw.dtype != bool
-        value = np.rint(raw * self.spec["scale"]) if scaled else raw
-        count = max(self.task.channels, 2)  # a single output says yes or no
-        wrong = ~unknown & ~((value >= 0) & (value < count))
+        label, wrong = self._meaning(raw, path)
         if wrong.any():
             raise UserError(
-                f"{path} holds {value[wrong][0]:g}, but task {self.task.name!r} has values 0 to {count - 1}:"
-                " name what is unknown in `invalid`, or give `scale` or `num_classes`"
+                f"{path} holds {self._scaled(raw)[wrong][0]:g}, but task {self.task.name!r} has values 0 to"
+                f" {self._count - 1}: name what is unknown in `invalid`, or give `scale` or `num_classes`"
             )
-        return np.where(unknown, self.task.fill, value).astype(np.uint8 if count <= 255 else np.int32)
+        return label
+
+    def _meaning(self, raw: np.ndarray, path: Path) -> tuple[np.ndarray, np.ndarray]:
+        """The label, and bool[...,1]: where it is wrong."""
+        unknown = np.isin(raw, self.spec.get("invalid", ())).all(-1, keepdims=True)
+        if self.task.fill == 255:
+            value = self._scaled(raw)
+            wrong = ~unknown & ~((value >= 0) & (value < self._count))
+            dtype = np.uint8 if self._count <= 255 else np.int32
+            return np.where(unknown | wrong, self.task.fill, value).astype(dtype), wrong
+        value = self._vectors(raw, path) if "axes" in self.spec else self._measures(raw, path)
+        unknown |= np.isnan(value).any(-1, keepdims=True)
+        label = np.where(unknown, self.task.fill, value)
+        return label.astype("float16" if raw.dtype == np.uint8 else "float32"), np.zeros_like(unknown)
+
+    @property
+    def _count(self) -> int:
+        return max(self.task.channels, 2)  # a single output says yes or no
+
+    def _scaled(self, raw: np.ndarray) -> np.ndarray:
+        """Ids of classes, as they were stored."""
+        return np.rint(raw * self.spec["scale"]) if "scale" in self.spec and raw.dtype != bool else raw
 
     def _measures(self, raw: np.ndarray, path: Path) -> np.ndarray:
         if raw.dtype.kind != "f" and "scale" not in self.spec:
