@@ -127,7 +127,7 @@ def write_boxes(path: str, task: Task, rows: np.ndarray, image: np.ndarray) -> N
         }
         for *box, class_id, score in rows[:, 0].tolist()
     ]
-    atomic.write(f"{path}.json", json.dumps(found, indent=1) + "\n")
+    atomic.write(f"{path}.json", "[" + ",\n ".join(map(json.dumps, found)) + "]\n")
     figures.boxes_over(f"{path}.png", image, task, rows)
 
 
