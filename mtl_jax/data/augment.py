@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from mtl_jax.data.dataset import Example
 from mtl_jax.data.rand_augment import LUMA, clip, rand_augment
 from mtl_jax.tasks.base import Task
 from mtl_jax.views import View
@@ -17,29 +18,29 @@ tf.config.set_visible_devices([], "GPU")  # the accelerator's memory belongs to 
 
 GREY = 128 / 255  # padding of images: near zero after the usual normalisation; a level of uint8
 
-Example = tuple[tf.Tensor, dict[str, tf.Tensor]]
+Pair = tuple[tf.Tensor, dict[str, tf.Tensor]]
 """(image, labels by task)"""
 
 
 class Geometry(NamedTuple):
-    """How the canvas that the network sees is filled from the image; every field is a scalar tensor.
+    """How the canvas that the network sees is filled from the image: numbers, or scalar tensors.
 
     The image's rows [top, top + height) are resized to the rows [above, above + inner_height) of the
     canvas, columns alike; then the canvas is turned about its centre, counter-clockwise as seen, and
     mirrored left to right.
     """
 
-    top: tf.Tensor
-    height: tf.Tensor
-    above: tf.Tensor
-    inner_height: tf.Tensor
-    left: tf.Tensor
-    width: tf.Tensor
-    beside: tf.Tensor
-    inner_width: tf.Tensor
-    scale: tf.Tensor
-    radians: tf.Tensor
-    flip: tf.Tensor
+    top: Any
+    height: Any
+    above: Any
+    inner_height: Any
+    left: Any
+    width: Any
+    beside: Any
+    inner_width: Any
+    scale: Any
+    radians: Any
+    flip: Any
 
 
 Move = tuple[tf.Tensor, str, float]
@@ -49,7 +50,54 @@ Warp = Callable[[Sequence[Move]], list[tf.Tensor]]
 """Moves arrays -> [H,W,C] each; keeps the dtype, or turns it to f32 where it must mix."""
 
 
+def draw(seed: tf.Tensor) -> tf.Tensor:
+    """f32[8] in [0, 1): five numbers for the geometry, three for the colours."""
+    return tf.random.stateless_uniform([8], seed)
+
+
+def cut(
+    example: Example, numbers: np.ndarray, tasks: Mapping[str, Task], size: tuple[int, int], options: Any
+) -> list[np.ndarray]:
+    """What of an example the canvas shows: its geometry f32[11], the image, and the labels, for `augment`.
+
+    Without rotation the image is cut, and maps that are copied are at their places already: of all that is
+    decoded only this is handed over to TensorFlow.
+
+    Args:
+      example: image and labels.
+      numbers: what `draw` gives.
+      tasks: the tasks by name.
+      size, options: as of `augment`.
+    """
+    image = example["image"]
+    labels = {name: able_to_hold(task.fill, example["labels"][name]) for name, task in tasks.items()}
+    g = _choose(image.shape[:2], size, options, numbers)
+    vector = np.array(g, np.float32)
+    if options.rotate:
+        return [vector, image, *labels.values()]
+
+    rows, columns = _sources(g.height, g.inner_height), _sources(g.width, g.inner_width)
+    columns = columns[::-1] if g.flip else columns
+    left = size[1] - g.inner_width - g.beside if g.flip else g.beside
+    window = np.s_[g.top : g.top + g.height, g.left : g.left + g.width]
+
+    def cut_label(label: np.ndarray, task: Task) -> np.ndarray:
+        if not task.label_is_map:
+            return label
+        if task.interpolation == "nearest":
+            return _copy(label[window], rows, columns, (g.above, left), size, task.fill)
+        return label[window]
+
+    return [vector, image[window], *(cut_label(labels[name], task) for name, task in tasks.items())]
+
+
+def able_to_hold(fill: float, label: np.ndarray) -> np.ndarray:
+    """The label, made float if `fill` needs it; else as stored, which is quicker to move."""
+    return label.astype(np.float32) if math.isnan(fill) and label.dtype.kind != "f" else label
+
+
 def augment(
+    vector: tf.Tensor,
     image: tf.Tensor,
     labels: Mapping[str, tf.Tensor],
     tasks: Mapping[str, Task],
@@ -57,21 +105,21 @@ def augment(
     options: Any,
     seed: tf.Tensor,
     views: Mapping[str, View] = {},
-) -> tuple[Example, dict[str, Example]]:
+) -> tuple[Pair, dict[str, Pair]]:
     """Random scale, crop or padding, rotation, mirroring, zoom and colours of one example.
 
     Zoom and colours are drawn anew for each view; its name, not its place among the others, decides on them.
 
     Args:
-      image: uint8[h,w,3].
-      labels: canonical labels [h,w,C] by task; those that are no maps are moved by `Task.place`.
+      vector, image, labels: what `cut` gives of canonical labels [h,w,C]; those that are no maps are moved
+        by `Task.place`.
       tasks: the tasks by name.
       size: (H, W) of the result.
       options: `flip` (bool), `scale` ((lo, hi), of which one factor is drawn evenly), `rotate` (up to so many
         degrees either way), `zoom` (factors from 1 on, of which `zoom_crop` draws one; none: no zoom crop),
         `color` (relative strength of brightness, contrast and saturation), `rand_augment` (number of
         operations).
-      seed: int[2]; equal seeds give equal results.
+      seed: int[2], of what `cut` was given too; equal seeds give equal results.
       views: further views by name; each stands behind the one that it is made from.
 
     Returns:
@@ -79,7 +127,8 @@ def augment(
       labels [*label_size,C] in `label_dtype`, or as stored if no value has changed, `fill` where they are
       unknown; and such an example for each view.
     """
-    geometry = _draw_geometry(tf.shape(image)[:2], size, options, _draw(seed)[:5])
+    *places, scale, radians, flip = tf.unstack(vector)
+    geometry = Geometry(*(tf.cast(x, tf.int32) for x in places), scale, radians, flip > 0)
     warp = _turned(geometry, size) if options.rotate else _upright(geometry, size, options)
     image, labels = _warp(
         image, labels, tasks, warp, functools.partial(_image_to_canvas, geometry, size), size
@@ -115,7 +164,7 @@ def zoom_crop(
     tasks: Mapping[str, Task],
     factors: Sequence[float],
     seed: tf.Tensor,
-) -> Example:
+) -> Pair:
     """An even choice of `factors` and of all places: crops floor(H/s) x floor(W/s), resized back to H x W.
 
     Corners stay corners where values are mixed, and canvas row k shows crop row floor(k h/H) where they are
@@ -129,19 +178,24 @@ def zoom_crop(
       seed: int[2].
     """
     size = tuple(image.shape[:2])
-    draw = tf.random.stateless_uniform([3], seed)
+    numbers = tf.random.stateless_uniform([3], seed)
 
     def evenly(place: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
         return tf.cast(place * tf.cast(count, tf.float32), tf.int32)
 
-    which = evenly(draw[0], len(factors))
+    which = evenly(numbers[0], len(factors))
     lengths = tf.constant([[int(side / s) for side in size] for s in factors])[which]
     factor = tf.constant(factors, tf.float32)[which]
-    starts = evenly(draw[1:], tf.constant(size) - lengths + 1)
+    starts = evenly(numbers[1:], tf.constant(size) - lengths + 1)
     rows, columns = (starts[a] + tf.range(size[a]) * lengths[a] // size[a] for a in (0, 1))
 
-    def mix(x: tf.Tensor, fill: float) -> tf.Tensor:
-        del fill  # the crop has no outside
+    def copy(arrays: list[tf.Tensor]) -> list[tf.Tensor]:
+        if not arrays:
+            return []
+        taken = tf.numpy_function(_take, [rows, columns, *arrays], [x.dtype for x in arrays], stateful=False)
+        return [tf.ensure_shape(x, old.shape) for x, old in zip(tf.nest.flatten(taken), arrays, strict=True)]
+
+    def mix(x: tf.Tensor) -> tf.Tensor:
         (top, left), (below, right) = tf.unstack(starts), tf.unstack(starts + lengths)
         crop = x[top:below, left:right]
         return tf.raw_ops.ResizeBilinear(images=crop[None], size=size, align_corners=True)[0]
@@ -151,7 +205,10 @@ def zoom_crop(
         shift = -enlargement * tf.cast(starts, tf.float32)
         return tf.concat([tf.linalg.diag(enlargement), shift[:, None]], axis=1)
 
-    warp = _warp_by(mix, rows, columns, tf.constant(0), tf.constant(0), size)
+    def warp(moves: Sequence[Move]) -> list[tf.Tensor]:
+        copied = iter(copy([x for x, kind, _ in moves if kind == "nearest"]))
+        return [next(copied) if kind == "nearest" else mix(x) for x, kind, _ in moves]
+
     image, labels = _warp(image, labels, tasks, warp, matrix, size)
     enlarged = {n: tasks[n].rescale(_measured(x, tasks[n]), factor) for n, x in labels.items()}
     return image, enlarged
@@ -163,108 +220,71 @@ def _seed_for(seed: tf.Tensor, purpose: str) -> tf.Tensor:
     return tf.random.experimental.stateless_fold_in(tf.cast(seed, tf.int64), number)
 
 
-def _draw(seed: tf.Tensor) -> tf.Tensor:
-    """f32[8]: five numbers for the geometry, three for the colours."""
-    return tf.random.stateless_uniform([8], seed)
-
-
-def _draw_geometry(native: tf.Tensor, size: tuple[int, int], options: Any, draw: tf.Tensor) -> Geometry:
+def _choose(native: tuple[int, int], size: tuple[int, int], options: Any, numbers: np.ndarray) -> Geometry:
     lo, hi = options.scale
-    scale = lo + (hi - lo) * draw[0]
-    sides = _draw_sides(native, tf.constant(size), scale, draw[1:3])
+    scale = lo + (hi - lo) * float(numbers[0])
     return Geometry(
-        *tf.unstack(tf.reshape(tf.transpose(sides), [8])),
+        *_choose_side(native[0], size[0], scale, float(numbers[1])),
+        *_choose_side(native[1], size[1], scale, float(numbers[2])),
         scale=scale,
-        radians=(2 * draw[3] - 1) * (options.rotate * (math.pi / 180)),
-        flip=(draw[4] < 0.5) & bool(options.flip),
+        radians=(2 * float(numbers[3]) - 1) * math.radians(options.rotate),
+        flip=bool(options.flip and numbers[4] < 0.5),
     )
 
 
-def _draw_sides(native: tf.Tensor, wanted: tf.Tensor, scale: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
-    """i32[4,2]: start and length in the image, start and length on the canvas, of rows and columns.
+def _choose_side(native: int, wanted: int, scale: float, place: float) -> tuple[int, int, int, int]:
+    """(start, length) in the image and (start, length) on the canvas, along one axis.
 
-    All are whole pixels, so that at scale 1 every value is copied and none is blurred.
+    Both are whole pixels, so that at scale 1 every value is copied and none is blurred.
     """
-
-    def rounded(x: tf.Tensor) -> tf.Tensor:
-        return tf.maximum(tf.cast(tf.round(x), tf.int32), 1)
-
-    def place_in(room: tf.Tensor) -> tf.Tensor:
-        return tf.cast(place * tf.cast(room + 1, tf.float32), tf.int32)
-
-    length = tf.minimum(native, rounded(tf.cast(wanted, tf.float32) / scale))
-    inner = tf.minimum(wanted, rounded(tf.cast(native, tf.float32) * scale))
-    return tf.stack([place_in(native - length), length, place_in(wanted - inner), inner])
+    length = min(native, max(1, round(wanted / scale)))
+    inner = min(wanted, max(1, round(native * scale)))
+    return int(place * (native - length + 1)), length, int(place * (wanted - inner + 1)), inner
 
 
-def _upright(g: Geometry, size: tuple[int, int], options: Any) -> Warp:
-    """Without rotation: crop, resize, pad, mirror; several times as fast as the general transform."""
-    keeps_scale = tuple(options.scale) == (1.0, 1.0)
-    rows = g.top + _sources(g.height, g.inner_height)
-    columns = g.left + _sources(g.width, g.inner_width)
-    below, right = size[0] - g.above - g.inner_height, size[1] - g.beside - g.inner_width
-
-    def mix(x: tf.Tensor, fill: float) -> tf.Tensor:
-        x = x[g.top : g.top + g.height, g.left : g.left + g.width]
-        if not keeps_scale:
-            x = tf.image.resize(tf.cast(x, tf.float32), (g.inner_height, g.inner_width))
-        x = tf.pad(x, ((g.above, below), (g.beside, right), (0, 0)), constant_values=tf.cast(fill, x.dtype))
-        return tf.cond(g.flip, lambda: tf.reverse(x, [1]), lambda: x)
-
-    columns = tf.where(g.flip, columns[::-1], columns)
-    return _warp_by(mix, rows, columns, g.above, tf.where(g.flip, right, g.beside), size)
-
-
-def _warp_by(
-    mix: Callable[[tf.Tensor, float], tf.Tensor],
-    rows: tf.Tensor,
-    columns: tf.Tensor,
-    top: tf.Tensor,
-    left: tf.Tensor,
-    size: tuple[int, int],
-) -> Warp:
-    """Mixes by `mix`; what moves to the nearest pixel are these rows and columns, put at (top, left).
-
-    Those arrays are copied all at once by NumPy, which takes a fraction of the time of `tf.gather`.
-    """
-
-    def warp(moves: Sequence[Move]) -> list[tf.Tensor]:
-        copied = [(x, fill) for x, kind, fill in moves if kind == "nearest"]
-        fills = [fill for _, fill in copied]
-
-        def copy(rows, columns, top, left, *arrays):
-            return [_copy(x, rows, columns, top, left, size, f) for x, f in zip(arrays, fills, strict=True)]
-
-        if copied:
-            inputs = [rows, columns, top, left, *(x for x, _ in copied)]
-            results = tf.numpy_function(copy, inputs, [x.dtype for x, _ in copied], stateful=False)
-            copied = iter(tf.nest.flatten(results))
-        moved = [next(copied) if kind == "nearest" else mix(x, fill) for x, kind, fill in moves]
-        return [tf.ensure_shape(new, (*size, old[0].shape[2])) for new, old in zip(moved, moves, strict=True)]
-
-    return warp
+def _sources(length: int, inner: int) -> np.ndarray:
+    """i64[inner]: which of `length` rows (or columns) covers the centre of each new one."""
+    return (2 * np.arange(inner) + 1) * length // (2 * inner)
 
 
 def _copy(
     x: np.ndarray,
     rows: np.ndarray,
     columns: np.ndarray,
-    top: int,
-    left: int,
+    corner: tuple[int, int],
     size: tuple[int, int],
     fill: float,
 ) -> np.ndarray:
-    inner = x[rows].take(columns, axis=1)
+    """[H,W,C]: these rows and columns, put on the canvas from `corner` on."""
+    (inner,) = _take(rows, columns, x)
     if inner.shape[:2] == size:
         return inner
     canvas = np.full((*size, x.shape[2]), fill).astype(x.dtype)
+    top, left = corner
     canvas[top : top + len(rows), left : left + len(columns)] = inner
     return canvas
 
 
-def _sources(length: tf.Tensor, inner: tf.Tensor) -> tf.Tensor:
-    """i32[inner]: which of `length` rows (or columns) covers the centre of each of `inner` new ones."""
-    return (2 * tf.range(inner) + 1) * length // (2 * inner)
+def _take(rows: np.ndarray, columns: np.ndarray, *arrays: np.ndarray) -> list[np.ndarray]:
+    """These rows and columns of each; NumPy takes a fraction of the time of `tf.gather`."""
+    return [x[rows].take(columns, axis=1) for x in arrays]
+
+
+def _upright(g: Geometry, size: tuple[int, int], options: Any) -> Warp:
+    """Without rotation: resizes, pads and mirrors what was cut."""
+    below, right = size[0] - g.above - g.inner_height, size[1] - g.beside - g.inner_width
+
+    def mix(x: tf.Tensor, fill: float) -> tf.Tensor:
+        if tuple(options.scale) != (1.0, 1.0):
+            x = tf.image.resize(tf.cast(x, tf.float32), (g.inner_height, g.inner_width))
+        x = tf.pad(x, ((g.above, below), (g.beside, right), (0, 0)), constant_values=tf.cast(fill, x.dtype))
+        x = tf.cond(g.flip, lambda: tf.reverse(x, [1]), lambda: x)
+        return tf.ensure_shape(x, (*size, x.shape[2]))
+
+    return lambda moves: [
+        tf.ensure_shape(x, (*size, x.shape[2])) if kind == "nearest" else mix(x, fill)
+        for x, kind, fill in moves
+    ]
 
 
 def _turned(g: Geometry, size: tuple[int, int]) -> Warp:
@@ -321,7 +341,7 @@ def _warp(
     warp: Warp,
     matrix: Callable[[], tf.Tensor],
     size: tuple[int, int],
-) -> Example:
+) -> Pair:
     """Image and labels at their new places; `matrix` is the same move as of `Task.place`."""
     maps = {name: _moves(x, tasks[name]) for name, x in labels.items() if tasks[name].label_is_map}
     grey = GREY if image.dtype.is_floating else 255 * GREY
@@ -340,7 +360,7 @@ def _warp(
 def _moves(label: tf.Tensor, task: Task) -> list[Move]:
     """What of a label is moved: itself, or its known values and where they are, if these are mixed."""
     if task.interpolation == "nearest":
-        return [(able_to_hold(task.fill, label), "nearest", task.fill)]
+        return [(label, "nearest", task.fill)]
     label = tf.cast(label, task.label_dtype)
     known = task.known(label)
     return [(tf.where(known, label, 0), "bilinear", 0.0), (tf.cast(known, label.dtype), "bilinear", 0.0)]
@@ -365,11 +385,6 @@ def _adjust(label: tf.Tensor, task: Task, g: Geometry, options: Any) -> tf.Tenso
     return tf.cond(g.flip, lambda: task.flip(label), lambda: label)
 
 
-def able_to_hold(fill: float, label: tf.Tensor) -> tf.Tensor:
-    """The label, made float if `fill` needs it; else as stored, which is quicker to resample."""
-    return tf.cast(label, tf.float32) if math.isnan(fill) and not label.dtype.is_floating else label
-
-
 def _measured(label: tf.Tensor, task: Task) -> tf.Tensor:
     """The label, ready for a change of its values, in `label_dtype`; classes, which have none, as stored."""
     return tf.cast(label, task.label_dtype) if label.dtype.is_floating else label
@@ -377,7 +392,7 @@ def _measured(label: tf.Tensor, task: Task) -> tf.Tensor:
 
 def _change_colours(image: tf.Tensor, options: Any, seed: tf.Tensor) -> tf.Tensor:
     if options.color:
-        image = _jitter(as_float(image), 1 + options.color * (2 * _draw(seed)[5:] - 1))
+        image = _jitter(as_float(image), 1 + options.color * (2 * draw(seed)[5:] - 1))
     if options.rand_augment:
         image = rand_augment(as_float(image), _seed_for(seed, "rand_augment"), options.rand_augment)
     return image

@@ -27,7 +27,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from mtl_jax.data.augment import GREY, able_to_hold, augment, place
+from mtl_jax.data.augment import GREY, able_to_hold, augment, cut, draw, place
 from mtl_jax.data.dataset import Example, Split
 from mtl_jax.errors import UserError
 from mtl_jax.tasks.base import Array, Task, namespace
@@ -157,14 +157,16 @@ def train_batches(
     _check_zoom(views, data.augment.zoom)
     rows = _rows_per_host("data.batch_size", data.batch_size, shard[1])
     size = tuple(data.size) if data.size else _only_size(split)
-    load, failure = _loader(cached(split) if data.cache else split, tasks)
+    drawn = functools.partial(cut, tasks=tasks, size=size, options=data.augment)
+    load, failure = _loader(cached(split) if data.cache else split, tasks, drawn, [np.zeros(8, np.float32)])
 
     def example(row: tf.Tensor) -> Batch:
         position = row // rows * data.batch_size + shard[0] * rows + row % rows
         index = _shuffled(position, len(split), seed)
-        there, image, labels = load(index)
         key = tf.random.experimental.stateless_fold_in(tf.constant([seed, 0], tf.int64), position)
-        own, others = augment(image, labels, tasks, size, data.augment, key, views)
+        there, vector, image, *labels = load(index, draw(key))
+        labels = dict(zip(tasks, labels, strict=True))
+        own, others = augment(vector, image, labels, tasks, size, data.augment, key, views)
         batch = {**_view(*own), "given": _given(split, tasks, index, there), "id": _id(index, there)}
         if views:
             batch["views"] = {
@@ -200,16 +202,21 @@ def eval_batches(
             " set data.eval_size to (height, width) of the largest",
             stacklevel=2,
         )
-    load, failure = _loader(split, tasks)
+
+    def whole(example: Example) -> list[np.ndarray]:
+        return [example["image"], *(able_to_hold(t.fill, example["labels"][n]) for n, t in tasks.items())]
+
+    load, failure = _loader(split, tasks, whole, [])
 
     def as_it_is(label: tf.Tensor, task: Task, size: tf.Tensor) -> tf.Tensor:
         if not task.label_is_map:
             return place(label, task, tf.eye(2, 3), (size[0], size[1]))
-        return _pad(able_to_hold(task.fill, label), canvas, task.fill) if canvas else label
+        return _pad(label, canvas, task.fill) if canvas else label
 
     def example(index: tf.Tensor, real: tf.Tensor) -> Batch:
-        there, image, labels = load(index)
+        there, image, *labels = load(index)
         there &= real
+        labels = dict(zip(tasks, labels, strict=True))
         labels = {name: as_it_is(label, tasks[name], tf.shape(image)) for name, label in labels.items()}
         if canvas:
             image = _pad(image, canvas, 255 * GREY)
@@ -261,48 +268,53 @@ def _shuffled(position: tf.Tensor, count: int, seed: int) -> tf.Tensor:
     return tf.random.experimental.index_shuffle(position % count, key, max_index=count - 1)
 
 
-def _loader(split: Split, tasks: Mapping[str, Task]) -> tuple[Callable, list[Exception]]:
-    """A function of an index tensor -> (is it there, image, labels), and the list of its exceptions.
+def _loader(
+    split: Split,
+    tasks: Mapping[str, Task],
+    arrange: Callable[..., list[np.ndarray]],
+    others: Sequence[np.ndarray],
+) -> tuple[Callable[..., list[tf.Tensor]], list[Exception]]:
+    """A function of an index -> [is the example there, what `arrange` makes of it], and its exceptions.
 
-    An example that was left out has the image's size, and nothing in it.
+    Args:
+      split: the examples.
+      tasks: the tasks by name.
+      arrange: (example, *others) -> arrays; of which the last are image and labels.
+      others: for example.
     """
     if not len(split):
         raise UserError("the split has no examples")
     first = next((example for i in range(len(split)) if (example := split.load(i)) is not None), None)
     if first is None:
         raise UserError("every example of the split was left out")
-    dtypes = [first["image"].dtype, *(first["labels"][name].dtype for name in tasks)]
+    like = arrange(first, *others)
     failure: list[Exception] = []
 
-    def read(index: np.ndarray) -> list[np.ndarray]:
+    def read(index: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
         try:
             example = split.load(int(index))
-            if example is None:
-                return _nothing(split.sizes[int(index)], tasks, dtypes)
+            there = np.bool_(example is not None)
+            return [there, *arrange(example if there else _nothing(split.sizes[index], first), *others)]
         except Exception as error:  # TensorFlow would turn it into text; `_iterate` raises it again
             failure.append(error)
             raise
-        return [np.bool_(True), example["image"], *(example["labels"][name] for name in tasks)]
 
-    def load(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]:
-        there, image, *labels = tf.numpy_function(read, [index], [bool, *dtypes])
+    def load(index: tf.Tensor, *others: tf.Tensor) -> list[tf.Tensor]:
+        there, *arrays = tf.numpy_function(read, [index, *others], [bool, *(x.dtype for x in like)])
         there.set_shape(())
-        image.set_shape((None, None, 3))
-        for label, task in zip(labels, tasks.values(), strict=True):
-            label.set_shape((None, None, task.label_channels))
-        return there, image, dict(zip(tasks, labels, strict=True))
+        for array, known in zip(arrays, like, strict=True):
+            array.set_shape(known.shape if known.ndim == 1 else (None, None, known.shape[2]))
+        return [there, *arrays]
 
     return load, failure
 
 
-def _nothing(size: np.ndarray, tasks: Mapping[str, Task], dtypes: Sequence[np.dtype]) -> list[np.ndarray]:
-    """In the place of an example that was left out."""
-    sizes = [task.label_size(tuple(size)) for task in tasks.values()]
-    labels = [
-        np.zeros((*size, task.label_channels), dtype)
-        for size, task, dtype in zip(sizes, tasks.values(), dtypes[1:], strict=True)
-    ]
-    return [np.bool_(False), np.full((*size, 3), 255 * GREY, dtypes[0]), *labels]
+def _nothing(size: np.ndarray, like: Example) -> Example:
+    """In the place of an example that was left out; its labels are not given."""
+    maps = like["image"].shape[:2]
+    shapes = {n: (*size, x.shape[2]) if x.shape[:2] == maps else x.shape for n, x in like["labels"].items()}
+    labels = {name: np.zeros(shapes[name], x.dtype) for name, x in like["labels"].items()}
+    return {"image": np.full((*size, 3), 255 * GREY, like["image"].dtype), "labels": labels}
 
 
 def _check_zoom(views: Mapping[str, View], factors: Sequence[float]) -> None:

@@ -9,7 +9,8 @@ import tensorflow as tf
 from ml_collections import ConfigDict
 
 from mtl_jax import tasks as task_modules
-from mtl_jax.data.augment import _jitter, as_float, augment, zoom_crop
+from mtl_jax.data import augment as augmentation
+from mtl_jax.data.augment import _jitter, as_float, zoom_crop
 from mtl_jax.tasks.base import Task
 from mtl_jax.tasks.boxes import LEAST_SHARE, Boxes
 from mtl_jax.views import View
@@ -44,6 +45,15 @@ class Verdict(Place):
 NOTHING = {"flip": False, "scale": (1.0, 1.0), "rotate": 0.0, "zoom": (), "color": 0.0, "rand_augment": 0}
 
 
+def augment(image, labels, tasks, size, options, seed, views={}):
+    """Cut and changed, as the pipeline does it."""
+    tasks = {name: tasks[name] for name in labels}
+    example = {"image": np.asarray(image), "labels": {name: np.asarray(x) for name, x in labels.items()}}
+    vector, image, *cut = augmentation.cut(example, augmentation.draw(seed).numpy(), tasks, size, options)
+    cut = {name: tf.constant(x) for name, x in zip(tasks, cut, strict=True)}
+    return augmentation.augment(vector, tf.constant(image), cut, tasks, size, options, seed, views)
+
+
 def arrays(image, labels):
     return as_float(image).numpy(), {name: label.numpy() for name, label in labels.items()}
 
@@ -51,7 +61,7 @@ def arrays(image, labels):
 def run_views(image, labels, tasks, size, seed, views, **options):
     labels = {name: tf.constant(label) for name, label in labels.items()}
     options = ConfigDict({**NOTHING, **options})
-    own, others = augment(tf.constant(image), labels, tasks, size, options, tf.constant([3, seed]), views)
+    own, others = augment(image, labels, tasks, size, options, tf.constant([3, seed]), views)
     return arrays(*own), {name: arrays(*other) for name, other in others.items()}
 
 
