@@ -1,4 +1,4 @@
-"""Checks a dataset on disk, sums it up, and converts it into records where these are faster to read.
+"""Checks a dataset on disk, sums it up, and keeps it decoded where that is faster to read.
 
     python -m mtl_jax.data.prepare --dataset=nyud --data_dir=DIR
 
@@ -6,7 +6,8 @@ Every file that training would read is read; what is missing or damaged is named
 dataset's options are set as for a run: --config.data.options.classes=40. With --config.data.on_error=skip
 damaged examples are left out.
 
-OUT (default DIR/prepared) gets summary.json and, if they pay, records. To train from these:
+OUT (default DIR/prepared) gets summary.json and, if that pays, all examples as they are in memory; they take
+more room than the release. To train from these:
 
     --config.data.name=prepared --config.data.options.data_dir=OUT
 
@@ -14,6 +15,7 @@ After an interruption the same command goes on where it stopped.
 """
 
 import argparse
+import contextlib
 import functools
 import hashlib
 import json
@@ -21,19 +23,18 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from array_record.python import array_record_module
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from mtl_jax import atomic, names
 from mtl_jax import config as configs
 from mtl_jax import tasks as tasks_lib
-from mtl_jax.data import records, summary
+from mtl_jax.data import summary
 from mtl_jax.data.dataset import Dataset, Example, Split
 from mtl_jax.data.datasets import prepared
 from mtl_jax.data.summary import Summary
@@ -41,7 +42,7 @@ from mtl_jax.errors import UserError, exit_on_user_error, reading
 from mtl_jax.tasks import Task
 
 PART = 256  # examples
-WORTH = 1.5  # records must be so many times as fast to read as the release
+WORTH = 1.5  # what is decoded must be so many times as fast to read as the release
 TRIED = 16  # examples, to measure that
 LISTED = 20  # damaged examples that are printed
 
@@ -81,18 +82,18 @@ def check_archives(root: Path, archives: Mapping[str, str]) -> list[str]:
 
 
 def speed_up(split: Split) -> tuple[float, float]:
-    """How many times as fast as the release its records can be read, and their bytes per example."""
+    """How many times as fast as the release it is read when it is decoded, and then its bytes per example."""
     tried = {i: _loaded(split, i) for i in range(0, len(split), max(1, len(split) // TRIED))}
     tried = {i: example for i, example in tried.items() if not isinstance(example, UserError)}
     if not tried:
         return 1.0, 0.0  # nothing is sound
-    examples = list(tried.values())  # the disk's cache is warm for both from here on
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "tried.array_record"
-        _write_records(path, examples)
-        shards = records.Shards([path])
-        from_records = _seconds(lambda i: prepared.unpack(shards[i]), range(len(examples)))
-        return _seconds(split.load, tried) / from_records, path.stat().st_size / len(examples)
+    with tempfile.TemporaryFile() as file:
+        for example in tried.values():  # the disk's cache is warm for both from here on
+            prepared.append(file, example)
+        size = file.tell()
+        file.seek(0)
+        copied = _seconds(lambda _: file.read(size // len(tried)), tried)
+    return _seconds(split.load, tried) / copied, size / len(tried)
 
 
 def _loaded(split: Split, index: int) -> Example | UserError:
@@ -109,14 +110,6 @@ def _seconds(read: Callable[[int], Any], indices: Iterable[int]) -> float:
     return time.perf_counter() - began
 
 
-def _write_records(path: Path, examples: Iterable[Example]) -> None:
-    with atomic.writing(path) as unfinished:
-        writer = array_record_module.ArrayRecordWriter(str(unfinished), "group_size:1,zstd:1")
-        for example in examples:
-            writer.write(prepared.pack(example))
-        writer.close()
-
-
 def read_all(
     name: str, split: Split, tasks: Mapping[str, Task], out: Path, convert: bool, skip: bool
 ) -> tuple[Summary, list[str]]:
@@ -126,8 +119,8 @@ def read_all(
       name: of the split.
       split: its examples.
       tasks: those whose labels they have.
-      out: folder of the descriptions of parts, and of their records.
-      convert: whether to write records.
+      out: folder of the parts.
+      convert: whether to keep the examples.
       skip: whether damaged examples are left out; else a part with such is not finished.
 
     Returns:
@@ -147,10 +140,10 @@ def read_all(
 
 def _finished(path: Path, listed: Sequence[str], convert: bool) -> dict[str, Any] | None:
     """The description of a part that is complete and of these examples."""
-    if not path.is_file() or (convert and not path.with_suffix(".array_record").is_file()):
+    if not path.is_file():
         return None
     part = prepared.read_part(path)
-    return part if part["listed"] == _digest(listed) else None
+    return part if part["listed"] == _digest(listed) and (part["places"] or not convert) else None
 
 
 def _digest(ids: Sequence[str]) -> str:
@@ -166,21 +159,45 @@ def _read_part(
     skip: bool,
     pool: Executor,
 ) -> dict[str, Any]:
-    loaded = dict(zip(indices, pool.map(functools.partial(_loaded, split), indices), strict=True))
-    damaged = [str(example) for example in loaded.values() if isinstance(example, UserError)]
-    sound = {index: example for index, example in loaded.items() if not isinstance(example, UserError)}
+    ids, places, found, damaged = [], [], [], []
+    with _file(path.with_suffix(".bin"), convert) as file:
+        for index, example in zip(indices, _load_all(split, indices, pool), strict=True):
+            if isinstance(example, UserError):
+                damaged.append(str(example))
+                continue
+            ids.append(split.ids[index])
+            found.append(summary.of_example(example, tasks))
+            if convert:
+                places.append(prepared.append(file, example))
+        size = file.tell()
     part = {
         "listed": _digest([split.ids[i] for i in indices]),
-        "ids": [split.ids[i] for i in sound],
-        "sizes": [example["image"].shape[:2] for example in sound.values()],
-        "summary": summary.add([summary.of_example(e, tasks) for e in sound.values()]).to_json(),
+        "ids": ids,
+        "places": places,
+        "bytes": size,
+        "summary": summary.add(found).to_json(),
         "damaged": damaged,
     }
     if skip or not damaged:
-        if convert:
-            _write_records(path.with_suffix(".array_record"), sound.values())
         atomic.write(path, json.dumps(part) + "\n")  # last: with it the part is finished
     return part
+
+
+def _load_all(split: Split, indices: Sequence[int], pool: Executor) -> Iterator[Example | UserError]:
+    """In parallel, a few ahead: a part may be larger than the memory."""
+    few = 2 * os.cpu_count()
+    for start in range(0, len(indices), few):
+        yield from pool.map(functools.partial(_loaded, split), indices[start : start + few])
+
+
+@contextlib.contextmanager
+def _file(path: Path, convert: bool) -> Iterator[BinaryIO]:
+    if not convert:
+        with open(os.devnull, "wb") as file:
+            yield file
+        return
+    with atomic.writing(path) as unfinished, open(unfinished, "wb") as file:
+        yield file
 
 
 def claim(out: Path, config: ConfigDict, dataset: Dataset, found: Found) -> dict[str, Any]:
@@ -191,7 +208,7 @@ def claim(out: Path, config: ConfigDict, dataset: Dataset, found: Found) -> dict
     """
     own = {"dataset": config.data.name, "options": config.data.options.to_dict()}
     path = out / prepared.MANIFEST
-    manifest = {**own, "labels": dict(dataset.labels), "tasks": {}, "parts": {}, "records": None}
+    manifest = {**own, "labels": dict(dataset.labels), "tasks": {}, "parts": {}, "kept": None}
     if path.is_file():
         with reading(path):
             manifest = json.loads(path.read_text())
@@ -207,23 +224,23 @@ def claim(out: Path, config: ConfigDict, dataset: Dataset, found: Found) -> dict
 
 
 def decide(convert: str, split: Split, images: int, out: Path) -> bool:
-    """Whether to write records, and says why.
+    """Whether to keep the examples decoded, and says why.
 
     Raises:
-      UserError: they were asked for, and there is no room for them.
+      UserError: that was asked for, and there is no room.
     """
     if convert == "never":
         return False
     faster, size = speed_up(split)
     needed, free = size * images / 1e9, shutil.disk_usage(out).free / 1e9
-    text = f"records: {faster:.1f} times as fast to read as the release, {needed:.2f} GB"
+    text = f"decoded: {faster:.1f} times as fast to read as the release, {needed:.2f} GB"
     if needed > free:
         if convert == "always":
             raise UserError(f"{text}, but {out} has room for {free:.2f} GB: choose another --out")
-        print(f"{text}; not written, since {out} has room for {free:.2f} GB")
+        print(f"{text}; not kept, since {out} has room for {free:.2f} GB")
         return False
     pays = convert == "always" or faster >= WORTH
-    print(text if pays else f"{text}; not written, since they do not pay", flush=True)
+    print(text if pays else f"{text}; not kept, since that does not pay", flush=True)
     return pays
 
 
@@ -242,7 +259,11 @@ def prepare(
     Raises:
       UserError: anything is missing or damaged; the rest has been dealt with then.
     """
-    dataset = names.build("data.datasets", config.data.name, config.data.options)
+    names.resolve("data.datasets", config.data.name)
+    try:
+        dataset = names.build("data.datasets", config.data.name, config.data.options)
+    except UserError as error:  # some read a list of classes to begin with
+        raise _unsound(config, [str(error)]) from error
     problems = check_archives(Path(config.data.options.get("data_dir", ".")).expanduser(), dataset.archives)
     found, missing = find(dataset, splits or dataset.splits, tasks or tuple(dataset.labels))
     problems += missing
@@ -251,9 +272,9 @@ def prepare(
 
     manifest = claim(out, config, dataset, found)
     opened = {name: dataset.split(name, tuple(tasks)) for name, tasks in found.items()}
-    if manifest["records"] is None:
+    if manifest["kept"] is None:
         images = sum(map(len, opened.values()))
-        manifest["records"] = decide(convert, next(iter(opened.values())), images, out)
+        manifest["kept"] = decide(convert, next(iter(opened.values())), images, out)
     manifest["tasks"] |= found
     manifest["parts"] |= {name: -(-len(split) // PART) for name, split in opened.items()}
     atomic.write(out / prepared.MANIFEST, json.dumps(manifest, indent=1) + "\n")
@@ -262,7 +283,7 @@ def prepare(
     told = {}
     for name, split in opened.items():
         of_split = tasks_lib.build({task: {} for task in found[name]}, dataset.labels) if found[name] else {}
-        total, damaged = read_all(name, split, of_split, out, manifest["records"], skip)
+        total, damaged = read_all(name, split, of_split, out, manifest["kept"], skip)
         told[name] = total.to_json()
         print(
             f"{name}: " + "\n".join(summary.lines(total, of_split, dataset.published.get(name))), flush=True
@@ -272,8 +293,8 @@ def prepare(
             print(*(f"  {text}" for text in damaged[:LISTED]), sep="\n", flush=True)
             problems += [] if skip else damaged
     atomic.write(out / "summary.json", json.dumps(told, indent=1) + "\n")
-    if manifest["records"]:
-        print(f"records: train by --config.data.name=prepared --config.data.options.data_dir={out}")
+    if manifest["kept"]:
+        print(f"train from it by --config.data.name=prepared --config.data.options.data_dir={out}")
     if problems:
         raise _unsound(config, problems)
 
@@ -299,7 +320,9 @@ def main() -> None:
     parser.add_argument("--out", metavar="DIR", help="folder for what is written; default DIR/prepared")
     parser.add_argument("--splits", default="", help="separated by commas; default all")
     parser.add_argument("--tasks", default="", help="separated by commas; default all")
-    parser.add_argument("--convert", choices=("auto", "always", "never"), default="auto", help="into records")
+    parser.add_argument(
+        "--convert", choices=("auto", "always", "never"), default="auto", help="keep it decoded"
+    )
     parser.add_argument(
         "--show", type=int, default=0, metavar="N", help="draw so many examples of each split"
     )

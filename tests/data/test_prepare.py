@@ -1,5 +1,6 @@
 """The command that checks and converts: what it says, keeps, and does again."""
 
+import errno
 import hashlib
 import json
 import shutil
@@ -111,7 +112,7 @@ def test_the_summary_is_that_of_the_files(root, command):
     assert written["tasks"]["semseg"]["counts"] == [*((every == k).sum() for k in range(3)), 0]
     assert written["tasks"]["depth"]["known"] == len(known)
     np.testing.assert_allclose(written["tasks"]["depth"]["total"], known.sum(), rtol=1e-6)
-    assert not list((root / "prepared").glob("*.array_record"))
+    assert not list((root / "prepared").glob("*.bin"))
 
 
 def test_records_hold_what_was_read(root, command):
@@ -207,36 +208,30 @@ def test_archives_are_checked(tmp_path):
 
 
 def test_records_are_written_if_they_pay(root, command, monkeypatch):
-    for faster, words in ((1.4, "they do not pay"), (1.6, "train by --config.data.name=prepared")):
+    for faster, words in ((1.4, "that does not pay"), (1.6, "train from it by --config.data.name=prepared")):
         monkeypatch.setattr(prepare, "speed_up", lambda split, faster=faster: (faster, 100.0))
         code, said = command(f"--out={root}/{faster}")
         assert code == 0 and words in said
-        assert bool(list((root / str(faster)).glob("*.array_record"))) == (faster > 1.5)
+        assert bool(list((root / str(faster)).glob("*.bin"))) == (faster > 1.5)
 
 
 def test_no_room(root, command, monkeypatch):
     monkeypatch.setattr(prepare, "speed_up", lambda split: (9.0, 1e15))
     code, said = command()
-    assert code == 0 and "has room for" in said and not list((root / "prepared").glob("*.array_record"))
+    assert code == 0 and "has room for" in said and not list((root / "prepared").glob("*.bin"))
     code, said = command("--convert=always", f"--out={root}/other")
     assert code == 2 and "choose another --out" in said
 
 
 def test_a_full_disk_is_named_and_nothing_half_written_stays(root, command, monkeypatch):
-    class Full:
-        def __init__(self, path, options):
-            self._path = path
-
-        def write(self, record):
-            open(self._path, "ab").write(record)
-
-        def close(self):
-            raise RuntimeError("write() failed: No space left on device")
+    def full(file, example):
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(prepare, "speed_up", lambda split: (9.0, 1.0))
-    monkeypatch.setattr(prepare.array_record_module, "ArrayRecordWriter", Full)
+    monkeypatch.setattr(prepare.prepared, "append", full)
     code, said = command()
-    assert code == 2 and "train-00000-of-00004.array_record" in said and "No space left" in said
+    assert code == 2 and "train-00000-of-00004.bin" in said and "No space left" in said
     assert sorted(p.name for p in (root / "prepared").iterdir()) == ["prepared.json"]
 
 
@@ -247,6 +242,24 @@ def test_a_folder_of_another_dataset_is_refused(root, command):
     (root / "prepared/prepared.json").write_text("{")
     code, said = command("--convert=never")
     assert code == 2 and "cannot read" in said and "prepared.json" in said
+
+
+def test_files_that_are_not_whole_are_named(root, command):
+    command("--convert=always")
+    path = root / "prepared/train-00001-of-00004.bin"
+    for content in (path.read_bytes()[:-1], None):
+        path.unlink() if content is None else path.write_bytes(content)
+        with pytest.raises(UserError, match=f"{path} is missing or not whole"):
+            prepared.build(str(root / "prepared")).split("train", ())
+
+
+def test_wrong_splits_and_tasks_are_named(root, command):
+    command("--convert=always", "--tasks=depth")
+    dataset = prepared.build(str(root / "prepared"))
+    with pytest.raises(UserError, match="no split 'val': choose one of train, test"):
+        dataset.split("val", ())
+    with pytest.raises(UserError, match="no labels of task 'semseg'"):
+        dataset.split("train", ("semseg",))
 
 
 def test_a_folder_without_records():

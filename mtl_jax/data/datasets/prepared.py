@@ -1,34 +1,40 @@
-"""What `python -m mtl_jax.data.prepare` converted: any dataset as records that are quick to read.
+"""What `python -m mtl_jax.data.prepare` converted: any dataset, decoded, as fast to read as memory is.
 
 `data_dir` is the folder that the command wrote:
 
-    prepared.json                            the dataset's name, options, labels, and tasks by split
-    <split>-<i>-of-<n>.array_record          examples as msgpack of their arrays, decoded; zstd
-    <split>-<i>-of-<n>.json                  their ids and sizes, and a summary of them
+    prepared.json               the dataset's name, options, labels, and tasks by split
+    <split>-<i>-of-<n>.bin      the arrays of a few hundred examples, one behind the other
+    <split>-<i>-of-<n>.json     where they begin, their types and shapes, the examples' ids, and a summary
 
-Splits, tasks and labels are those of the dataset that was converted.
+Splits, tasks and labels are those of the dataset that was converted. The files are mapped into memory: of an
+image and its labels only the part that a training crop shows is read.
 """
 
+import functools
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-import flax.serialization
 import numpy as np
 
-from mtl_jax.data import records
 from mtl_jax.data.dataset import Dataset, Example, Split
 from mtl_jax.errors import UserError, reading
 
 MANIFEST = "prepared.json"
+ALIGNED = 64  # bytes, at multiples of which arrays begin
+OPEN = 256  # files that are mapped at a time
+
+Place = tuple[int, str, Sequence[int]]
+"""(first byte, dtype, shape) of an array"""
 
 
 def build(data_dir: str) -> Dataset:
     """The dataset in the folder `data_dir`; its splits are those that were converted.
 
     Raises:
-      UserError: the folder holds no such dataset, or not all of its records; while loading, a damaged record.
+      UserError: the folder holds no such dataset, or not all of its files.
     """
     root = Path(data_dir).expanduser()
     if not (root / MANIFEST).is_file():
@@ -43,20 +49,19 @@ def build(data_dir: str) -> Dataset:
         missing = [task for task in wanted if task not in tasks[name]]
         if missing:
             raise UserError(f"the split {name!r} of {root} has no labels of task {missing[0]!r}")
-        paths = part_paths(root, name, manifest["parts"][name])
-        parts = [read_part(path) for path in paths]
-        shards = records.Shards([path.with_suffix(".array_record") for path in paths])
-        ids = [i for part in parts for i in part["ids"]]
-        if len(shards) != len(ids):
-            raise UserError(
-                f"{root} holds {len(shards)} records of {name!r} instead of {len(ids)}: convert it again"
-            )
+        ids, places = [], []
+        for path in part_paths(root, name, manifest["parts"][name]):
+            part = read_part(path)
+            ids += part["ids"]
+            places += [(_arrays(path, part), place) for place in part["places"]]
 
         def load(index: int) -> Example:
-            example = unpack(shards[index])
-            return {"image": example["image"], "labels": {task: example["labels"][task] for task in wanted}}
+            path, place = places[index]
+            arrays = {key: _view(path, place[key]) for key in ("image", *wanted)}
+            return {"image": arrays.pop("image"), "labels": arrays}
 
-        return Split(ids, lambda: np.array([s for part in parts for s in part["sizes"]], np.int32), load)
+        sizes = np.array([place["image"][2][:2] for _, place in places], np.int32)
+        return Split(ids, lambda: sizes, load)
 
     return Dataset(labels, tuple(tasks), split)
 
@@ -72,10 +77,34 @@ def read_part(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text())
 
 
-def pack(example: Example) -> bytes:
-    return flax.serialization.msgpack_serialize(example)
+def append(file: BinaryIO, example: Example) -> dict[str, Place]:
+    """Writes an example's arrays -> where they are."""
+    arrays = {"image": example["image"], **example["labels"]}
+    return {key: _append(file, array) for key, array in arrays.items()}
 
 
-def unpack(record: bytes) -> Example:
-    """The arrays share the record's memory and cannot be written to."""
-    return flax.serialization.msgpack_restore(record)
+def _append(file: BinaryIO, array: np.ndarray) -> Place:
+    file.write(bytes(-file.tell() % ALIGNED))
+    place = file.tell(), array.dtype.str, array.shape
+    file.write(np.ascontiguousarray(array).data)
+    return place
+
+
+def _arrays(path: Path, part: Mapping[str, Any]) -> Path:
+    """The file of a part's arrays; UserError if it is not whole."""
+    path = path.with_suffix(".bin")
+    if not path.is_file() or path.stat().st_size != part["bytes"]:
+        raise UserError(f"{path} is missing or not whole: convert the dataset again")
+    return path
+
+
+@functools.lru_cache(OPEN)
+def _mapped(path: Path) -> np.ndarray:
+    with reading(path):
+        return np.memmap(path, np.uint8, "r")
+
+
+def _view(path: Path, place: Place) -> np.ndarray:
+    start, dtype, shape = place
+    end = start + np.dtype(dtype).itemsize * math.prod(shape)
+    return np.asarray(_mapped(path)[start:end]).view(dtype).reshape(shape)
