@@ -10,8 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from mtl_jax.data.dataset import Example
-from mtl_jax.data.rand_augment import LUMA, clip, rand_augment
-from mtl_jax.tasks.base import Task
+from mtl_jax.data.rand_augment import LUMA, rand_augment
+from mtl_jax.tasks.base import Array, Task, namespace
 from mtl_jax.views import View
 
 tf.config.set_visible_devices([], "GPU")  # the accelerator's memory belongs to JAX
@@ -20,6 +20,20 @@ GREY = 128 / 255  # padding of images: near zero after the usual normalisation; 
 
 Pair = tuple[tf.Tensor, dict[str, tf.Tensor]]
 """(image, labels by task)"""
+
+
+class Changed(NamedTuple):
+    """An example, as compact as it can be.
+
+    Attributes:
+      image: uint8[H,W,3], or f32[H,W,3] in [0,1] if more than its size has changed.
+      labels: by task, [*label_size,C] in `label_dtype`, or as stored if no value has changed.
+      colours: f32[3] for `jitter`, which is done late, on the device; or None.
+    """
+
+    image: tf.Tensor
+    labels: dict[str, tf.Tensor]
+    colours: tf.Tensor | None
 
 
 class Geometry(NamedTuple):
@@ -50,15 +64,19 @@ Warp = Callable[[Sequence[Move]], list[tf.Tensor]]
 """Moves arrays -> [H,W,C] each; keeps the dtype, or turns it to f32 where it must mix."""
 
 
-def draw(seed: tf.Tensor) -> tf.Tensor:
-    """f32[8] in [0, 1): five numbers for the geometry, three for the colours."""
-    return tf.random.stateless_uniform([8], seed)
+def draw(seed: int, position: int) -> np.ndarray:
+    """f32[8] in [0, 1): five numbers for the geometry, three for the colours.
+
+    A function of its arguments alone, whatever the version of NumPy. (TensorFlow takes longer to draw them.)
+    """
+    key = np.array([int(seed) % 2**64, int(position)], np.uint64)
+    return (np.random.Philox(key=key).random_raw(8) >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)
 
 
 def cut(
     example: Example, numbers: np.ndarray, tasks: Mapping[str, Task], size: tuple[int, int], options: Any
 ) -> list[np.ndarray]:
-    """What of an example the canvas shows: its geometry f32[11], the image, and the labels, for `augment`.
+    """What of an example the canvas shows: its numbers f32[14], the image, and the labels, for `augment`.
 
     Without rotation the image is cut, and maps that are copied are at their places already: of all that is
     decoded only this is handed over to TensorFlow.
@@ -72,7 +90,7 @@ def cut(
     image = example["image"]
     labels = {name: able_to_hold(task.fill, example["labels"][name]) for name, task in tasks.items()}
     g = _choose(image.shape[:2], size, options, numbers)
-    vector = np.array(g, np.float32)
+    vector = np.array([*g, *numbers[5:]], np.float32)
     if options.rotate:
         return [vector, image, *labels.values()]
 
@@ -105,7 +123,7 @@ def augment(
     options: Any,
     seed: tf.Tensor,
     views: Mapping[str, View] = {},
-) -> tuple[Pair, dict[str, Pair]]:
+) -> tuple[Changed, dict[str, Changed]]:
     """Random scale, crop or padding, rotation, mirroring, zoom and colours of one example.
 
     Zoom and colours are drawn anew for each view; its name, not its place among the others, decides on them.
@@ -119,15 +137,13 @@ def augment(
         degrees either way), `zoom` (factors from 1 on, of which `zoom_crop` draws one; none: no zoom crop),
         `color` (relative strength of brightness, contrast and saturation), `rand_augment` (number of
         operations).
-      seed: int[2], of what `cut` was given too; equal seeds give equal results.
+      seed: int[2], of all that is drawn besides `vector`; equal seeds give equal results.
       views: further views by name; each stands behind the one that it is made from.
 
     Returns:
-      The example, as compact as it can be: an image f32[H,W,3] in [0,1], or uint8 if nothing was mixed, and
-      labels [*label_size,C] in `label_dtype`, or as stored if no value has changed, `fill` where they are
-      unknown; and such an example for each view.
+      The example, its labels `fill` where they are unknown; and such an example for each view.
     """
-    *places, scale, radians, flip = tf.unstack(vector)
+    *places, scale, radians, flip = tf.unstack(vector[:11])
     geometry = Geometry(*(tf.cast(x, tf.int32) for x in places), scale, radians, flip > 0)
     warp = _turned(geometry, size) if options.rotate else _upright(geometry, size, options)
     image, labels = _warp(
@@ -143,7 +159,9 @@ def augment(
         if view.zoom:
             image, labels = zoom_crop(image, labels, tasks, options.zoom, _seed_for(key, "zoom"))
         placed[name] = image, labels
-        coloured[name] = _change_colours(image, options, key), labels
+        numbers = vector[11:] if name is None else tf.random.stateless_uniform([3], key)
+        image, colours = _change_colours(image, numbers, options, key)
+        coloured[name] = Changed(image, labels, colours)
     return coloured.pop(None), coloured
 
 
@@ -276,7 +294,8 @@ def _upright(g: Geometry, size: tuple[int, int], options: Any) -> Warp:
 
     def mix(x: tf.Tensor, fill: float) -> tf.Tensor:
         if tuple(options.scale) != (1.0, 1.0):
-            x = tf.image.resize(tf.cast(x, tf.float32), (g.inner_height, g.inner_width))
+            mixed = tf.image.resize(tf.cast(x, tf.float32), (g.inner_height, g.inner_width))
+            x = tf.cast(mixed + 0.5, x.dtype) if x.dtype == tf.uint8 else mixed
         x = tf.pad(x, ((g.above, below), (g.beside, right), (0, 0)), constant_values=tf.cast(fill, x.dtype))
         x = tf.cond(g.flip, lambda: tf.reverse(x, [1]), lambda: x)
         return tf.ensure_shape(x, (*size, x.shape[2]))
@@ -390,22 +409,30 @@ def _measured(label: tf.Tensor, task: Task) -> tf.Tensor:
     return tf.cast(label, task.label_dtype) if label.dtype.is_floating else label
 
 
-def _change_colours(image: tf.Tensor, options: Any, seed: tf.Tensor) -> tf.Tensor:
-    if options.color:
-        image = _jitter(as_float(image), 1 + options.color * (2 * draw(seed)[5:] - 1))
-    if options.rand_augment:
-        image = rand_augment(as_float(image), _seed_for(seed, "rand_augment"), options.rand_augment)
-    return image
+def _change_colours(
+    image: tf.Tensor, numbers: tf.Tensor, options: Any, seed: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor | None]:
+    """The image, and what is left for `jitter` to do."""
+    colours = 1 + options.color * (2 * numbers - 1) if options.color else None
+    if not options.rand_augment:
+        return image, colours
+    image = as_float(image) if colours is None else jitter(as_float(image), colours)
+    return rand_augment(image, _seed_for(seed, "rand_augment"), options.rand_augment), None
 
 
-def _jitter(image: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
-    """Brightness, contrast and saturation of f32[H,W,3], times `factors` f32[3].
+def jitter(image: Array, colours: Array) -> Array:
+    """Changes brightness, contrast and saturation by factors, and clips; for TensorFlow, NumPy and JAX.
 
     They are one affine map of the colours: saturation mixes each colour with its grey value, contrast
     stretches about the image's mean.
+
+    Args:
+      image: f32[...,H,W,3] in [0,1]; likewise the result.
+      colours: f32[...,3], the factors.
     """
-    brightness, contrast, saturation = tf.unstack(factors)
-    grey = tf.constant(LUMA)[:, None] * tf.ones((1, 3))
-    colours = brightness * contrast * (saturation * tf.eye(3) + (1 - saturation) * grey)
-    shift = brightness * (1 - contrast) * tf.reduce_mean(image)
-    return clip(tf.reshape(tf.reshape(image, (-1, 3)) @ colours, tf.shape(image)) + shift)
+    numpy = namespace(image)
+    brightness, contrast, saturation = (colours[..., k, None, None, None] for k in range(3))
+    grey = sum(weight * image[..., k : k + 1] for k, weight in enumerate(LUMA))
+    mean = numpy.mean(image, axis=(-3, -2, -1), keepdims=True)
+    stretched = contrast * (grey + saturation * (image - grey)) + (1 - contrast) * mean
+    return numpy.clip(brightness * stretched, 0.0, 1.0)

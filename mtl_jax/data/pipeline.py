@@ -7,8 +7,9 @@ is unknown or not given (the label is 0 there too) and 1 elsewhere; `id` is the 
 in "views": {name: {"image", "labels", "valid"}}, or {name: {"image"}} where the labels are those of the view
 that it is made from.
 
-On its way to the device a batch is compact, and `finish` makes the one above of it: images that were only cut
-are uint8, labels have the dtype in which they are stored, and "given" {task: bool[B]} stands for `valid`.
+On its way to the device a batch is compact, and `finish` makes the one above of it: most images are uint8 and
+their "colours" f32[B,3] are not changed yet, labels have the dtype in which they are stored, and "given"
+{task: bool[B]} stands for `valid`.
 """
 
 import atexit
@@ -27,7 +28,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from mtl_jax.data.augment import GREY, able_to_hold, augment, cut, draw, place
+from mtl_jax.data.augment import GREY, Changed, able_to_hold, augment, cut, draw, jitter, place
 from mtl_jax.data.dataset import Example, Split
 from mtl_jax.errors import UserError
 from mtl_jax.tasks.base import Array, Task, namespace
@@ -74,9 +75,9 @@ def _finish_view(view: Batch, given: Mapping[str, Array], tasks: Mapping[str, Ta
     """Image, labels and validity of a batch; what is not `given` is unknown all over."""
     image = view["image"]
     numpy = namespace(image)
-    finished = {
-        "image": image if image.dtype == numpy.float32 else image.astype("float32") * np.float32(1 / 255)
-    }
+    if image.dtype != numpy.float32:
+        image = image.astype("float32") * np.float32(1 / 255)
+    finished = {"image": jitter(image, view["colours"]) if "colours" in view else image}
     if "labels" in view:
         known = {n: tasks[n].known(x) & given[n][:, None, None, None] for n, x in view["labels"].items()}
         finished["labels"] = {
@@ -157,22 +158,23 @@ def train_batches(
     _check_zoom(views, data.augment.zoom)
     rows = _rows_per_host("data.batch_size", data.batch_size, shard[1])
     size = tuple(data.size) if data.size else _only_size(split)
-    drawn = functools.partial(cut, tasks=tasks, size=size, options=data.augment)
-    load, failure = _loader(cached(split) if data.cache else split, tasks, drawn, [np.zeros(8, np.float32)])
+    options = data.augment
+
+    def drawn(example: Example, position: int) -> list[np.ndarray]:
+        return cut(example, draw(seed, position), tasks, size, options)
+
+    load, failure = _loader(cached(split) if data.cache else split, drawn, [0])
 
     def example(row: tf.Tensor) -> Batch:
         position = row // rows * data.batch_size + shard[0] * rows + row % rows
         index = _shuffled(position, len(split), seed)
         key = tf.random.experimental.stateless_fold_in(tf.constant([seed, 0], tf.int64), position)
-        there, vector, image, *labels = load(index, draw(key))
+        there, vector, image, *labels = load(index, position)
         labels = dict(zip(tasks, labels, strict=True))
-        own, others = augment(vector, image, labels, tasks, size, data.augment, key, views)
-        batch = {**_view(*own), "given": _given(split, tasks, index, there), "id": _id(index, there)}
+        own, others = augment(vector, image, labels, tasks, size, options, key, views)
+        batch = {**_view(own), "given": _given(split, tasks, index, there), "id": _id(index, there)}
         if views:
-            batch["views"] = {
-                name: _view(*others[name]) if view.zoom else {"image": others[name][0]}
-                for name, view in views.items()
-            }
+            batch["views"] = {name: _view(others[name], labelled=view.zoom) for name, view in views.items()}
         return batch
 
     examples = tf.data.Dataset.range(start * rows, np.iinfo(np.int64).max)
@@ -206,7 +208,7 @@ def eval_batches(
     def whole(example: Example) -> list[np.ndarray]:
         return [example["image"], *(able_to_hold(t.fill, example["labels"][n]) for n, t in tasks.items())]
 
-    load, failure = _loader(split, tasks, whole, [])
+    load, failure = _loader(split, whole, [])
 
     def as_it_is(label: tf.Tensor, task: Task, size: tf.Tensor) -> tf.Tensor:
         if not task.label_is_map:
@@ -221,7 +223,7 @@ def eval_batches(
         if canvas:
             image = _pad(image, canvas, 255 * GREY)
         given = _given(split, tasks, index, there)
-        return {**_view(image, labels), "given": given, "id": _id(index, there)}
+        return {"image": image, "labels": labels, "given": given, "id": _id(index, there)}
 
     examples = tf.data.Dataset.from_tensor_slices(_eval_rows(groups, data.eval_batch_size, shard))
     return Batches(_batches(examples, example, rows, failure), tasks)
@@ -269,16 +271,12 @@ def _shuffled(position: tf.Tensor, count: int, seed: int) -> tf.Tensor:
 
 
 def _loader(
-    split: Split,
-    tasks: Mapping[str, Task],
-    arrange: Callable[..., list[np.ndarray]],
-    others: Sequence[np.ndarray],
+    split: Split, arrange: Callable[..., list[np.ndarray]], others: Sequence[Any]
 ) -> tuple[Callable[..., list[tf.Tensor]], list[Exception]]:
     """A function of an index -> [is the example there, what `arrange` makes of it], and its exceptions.
 
     Args:
       split: the examples.
-      tasks: the tasks by name.
       arrange: (example, *others) -> arrays; of which the last are image and labels.
       others: for example.
     """
@@ -339,22 +337,30 @@ def _id(index: tf.Tensor, there: tf.Tensor) -> tf.Tensor:
     return tf.where(there, tf.cast(index, tf.int32), -1)
 
 
-def _view(image: tf.Tensor, labels: Mapping[str, tf.Tensor]) -> Batch:
-    return {"image": image, "labels": dict(labels)}
+def _view(changed: Changed, labelled: bool = True) -> Batch:
+    """A row of a compact batch; without its labels, if they are those of another view."""
+    late = {} if changed.colours is None else {"colours": changed.colours}
+    return {"image": changed.image, **({"labels": changed.labels} if labelled else {}), **late}
 
 
 def _batches(
     examples: tf.data.Dataset, example: Callable[..., Batch], rows: int, failure: list[Exception]
 ) -> Generator[Batch]:
     """Maps `example` over `examples`, in order, and stacks `rows` of them at a time."""
+    batches = parallel(examples, example).batch(rows, drop_remainder=True).prefetch(2)
+    running = _iterate(batches, failure)
+    _running.add(running)
+    return running
+
+
+def parallel(examples: tf.data.Dataset, example: Callable[..., Any]) -> tf.data.Dataset:
+    """Maps `example` over `examples`, in order, on all cores."""
     options = tf.data.Options()
     options.deterministic = True
     options.threading.private_threadpool_size = os.cpu_count()
     options.threading.max_intra_op_parallelism = 1  # the examples run in parallel already
     mapped = examples.map(tf.autograph.experimental.do_not_convert(example), os.cpu_count())
-    batches = _iterate(mapped.batch(rows, drop_remainder=True).prefetch(2).with_options(options), failure)
-    _running.add(batches)
-    return batches
+    return mapped.with_options(options)
 
 
 def _iterate(batches: tf.data.Dataset, failure: list[Exception]) -> Generator[Batch]:

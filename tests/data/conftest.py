@@ -17,7 +17,7 @@ from mtl_jax.sharding import make_mesh
 
 
 class Pixels(nn.Module):
-    """A layer on the pixels, and a linear head per task; of their mean where a task has one label per image."""
+    """A layer on the pixels, and a linear head per task: of their mean, if it has one label per image."""
 
     tasks: dict
 
@@ -76,5 +76,3 @@ def _train_a_little(dataset, tasks, train_split, eval_split=None, canvas=(24, 32
     for name, task in tasks.items():
         assert np.isfinite(results[f"{name}/{task.headline}"]), results
     return batch, results
-
-

@@ -138,9 +138,9 @@ class Reader:
         if raw.dtype not in self._tables:
             return self._decode(raw, path)
         table, wrong = self._tables[raw.dtype]
-        if wrong.any() and wrong.take(raw).any():
+        if wrong[: raw.max() + 1].any() and wrong.take(raw, mode="clip").any():
             return self._decode(raw, path)  # which names it
-        return table.take(raw)
+        return table.take(raw, mode="clip")  # numbers are within the table; this spares a check of that
 
     @functools.cached_property
     def _tables(self) -> dict[np.dtype, tuple[np.ndarray, np.ndarray]]:
