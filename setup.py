@@ -13,6 +13,7 @@ setup(
         "absl-py",
         "clu>=0.0.12",
         "flax>=0.12",
+        "google-crc32c>=1.5",
         "h5py>=3.11",
         "matplotlib>=3.8",
         "ml-collections>=1.1",

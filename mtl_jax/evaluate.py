@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mtl_jax import experiment
+from mtl_jax import tasks as tasks_lib
 from mtl_jax.data import pipeline
 from mtl_jax.errors import UserError
 from mtl_jax.metrics.totals import Total
@@ -113,7 +114,11 @@ def evaluate_workdir(config: ConfigDict, workdir: str) -> None:
     """The job `evaluate`: a trained network on the split `config.data.eval`, added to its eval.json.
 
     The config's data may be another dataset than the network was trained on (zero-shot), if that has
-    labels of the same tasks; results are then filed under `<dataset>.<split>`.
+    labels of the same tasks; results are then filed under `<dataset>.<split>`. They are judged by that
+    dataset's rules, such as which classes are scored, or how far a boundary may be off.
+
+    Raises:
+      UserError: the dataset lacks labels of the network's tasks, or has others.
     """
     trained = experiment.load(workdir)
     dataset = experiment.build_dataset(config)
@@ -122,11 +127,16 @@ def evaluate_workdir(config: ConfigDict, workdir: str) -> None:
         raise UserError(f"config.data has no labels for the network's tasks {', '.join(missing)}")
     mesh = make_mesh()
     check_batch_size("config.data.eval_batch_size", config.data.eval_batch_size, mesh)
-    split = dataset.split(config.data.eval, tuple(trained.tasks))
-    evaluation = Evaluation(predictor(trained.model, trained.tasks), trained.tasks, mesh)
-    results = evaluation(
-        trained.variables, pipeline.eval_batches(split, trained.tasks, config.data, this_host())
-    )
+    tasks = tasks_lib.build(trained.config.tasks, dataset.labels)
+    for name, task in tasks.items():
+        if task.channels != trained.tasks[name].channels:
+            raise UserError(
+                f"the network predicts {trained.tasks[name].channels} channels for task {name!r}, but"
+                f" config.data has labels for {task.channels}: choose data.options with the same classes"
+            )
+    split = pipeline.open_split(dataset, config.data.eval, tuple(tasks), config.data)
+    evaluation = Evaluation(predictor(trained.model, trained.tasks), tasks, mesh)
+    results = evaluation(trained.variables, pipeline.eval_batches(split, tasks, config.data, this_host()))
     same = trained.config.data.name == config.data.name and trained.config.data.options == config.data.options
     name = config.data.eval if same else f"{config.data.name}.{config.data.eval}"
     known = experiment.read_results(workdir)

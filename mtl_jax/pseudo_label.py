@@ -115,7 +115,7 @@ def _with_labels(split: Split, name: str, indices: np.ndarray, labels: Labels) -
 
     def load(index: int) -> Example:
         example = split.load(index)
-        if index not in place:
+        if example is None or index not in place:
             return example
         own = example["labels"]
         # The input pipeline wants one dtype per task: the dataset's.

@@ -194,7 +194,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
     fresh = jax.jit(lambda key: init_state(method, config, key, batch), out_shardings=whole)
     shapes = abstract(jax.eval_shape(fresh, key), whole)
     train_step = make_step(method, config)
-    splits = {key: dataset.split(config.data[key], tuple(tasks)) for key in ("train", "eval")}
+    data = config.data
+    splits = {key: pipeline.open_split(dataset, data[key], tuple(tasks), data) for key in ("train", "eval")}
     check_labels(config, method, len(splits["train"]))
     experiment.claim_workdir(config, workdir)
     experiment.write_tasks(workdir, config, dataset)

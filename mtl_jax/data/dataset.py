@@ -18,13 +18,14 @@ class Split:
     Attributes:
       ids: one unique name per example, in the split's own order.
       measure: () -> i32[N,2], height and width of each image; perhaps slow, as it may open every file.
-      load: index -> Example; thread-safe; raises UserError that names the file it cannot read.
+      load: index -> Example, or None if it is left out; thread-safe; raises UserError that names the file it
+        cannot read.
       given: task -> bool[N]: whether its label is given to training; None: all are.
     """
 
     ids: Sequence[str]
     measure: Callable[[], np.ndarray]
-    load: Callable[[int], Example]
+    load: Callable[[int], Example | None]
     given: Mapping[str, np.ndarray] | None = None
 
     def __len__(self) -> int:

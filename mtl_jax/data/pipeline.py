@@ -29,7 +29,7 @@ import tensorflow as tf
 from absl import logging
 
 from mtl_jax.data.augment import GREY, Changed, able_to_hold, augment, cut, draw, jitter, place
-from mtl_jax.data.dataset import Example, Split
+from mtl_jax.data.dataset import Dataset, Example, Split
 from mtl_jax.errors import UserError
 from mtl_jax.tasks.base import Array, Task, namespace
 from mtl_jax.views import View
@@ -97,6 +97,12 @@ def _finish_on_device(
 def cached(split: Split) -> Split:
     """The same split, keeping every example in memory, decoded, once it was read."""
     return dataclasses.replace(split, load=functools.cache(split.load))
+
+
+def open_split(dataset: Dataset, name: str, tasks: Sequence[str], data: Any) -> Split:
+    """A split of a dataset, treating damaged examples as data.on_error and data.max_skipped say."""
+    split = dataset.split(name, tuple(tasks))
+    return skipping(split, data.max_skipped) if data.on_error == "skip" else split
 
 
 def skipping(split: Split, share: float) -> Split:

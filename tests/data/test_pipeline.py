@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from mtl_jax import tasks as task_modules
 from mtl_jax.data import pipeline
-from mtl_jax.data.dataset import Split
+from mtl_jax.data.dataset import Dataset, Split
 from mtl_jax.errors import UserError
 from mtl_jax.sharding import batch_sharding, make_mesh
 from mtl_jax.tasks.boxes import Boxes
@@ -422,3 +422,60 @@ def test_a_program_ends_although_batches_are_being_read(ending):
 def test_an_empty_split_is_named():
     with pytest.raises(UserError, match="no examples"):
         pipeline.train_batches(dataclasses.replace(make_split(), ids=[]), TASKS, options(), seed=0)
+
+
+def with_damage(index):
+    if index in (3, 7):
+        raise UserError(f"cannot read photo{index}.png")
+    return example(index)
+
+
+def test_damaged_examples_leave_empty_rows(caplog):
+    split = pipeline.skipping(make_split(load=with_damage), 0.2)
+    whole = {
+        int(i): b
+        for b in pipeline.eval_batches(make_split(), TASKS, options(eval_batch_size=1))
+        for i in b["id"]
+    }
+    seen = set()
+    for batch in pipeline.eval_batches(split, TASKS, options()):
+        for row, index in enumerate(batch["id"]):
+            if index < 0:
+                assert all((mask[row] == 0).all() for mask in batch["valid"].values())
+                assert all((label[row] == 0).all() for label in batch["labels"].values())
+                continue
+            seen.add(int(index))
+            jax.tree.map(
+                lambda a, b, r=row: np.testing.assert_array_equal(a[r], b[0]), batch, whole[int(index)]
+            )
+    assert seen == set(range(10)) - {3, 7}
+
+    with_all = take(pipeline.train_batches(make_split(), TASKS, options(), seed=5), 10)
+    for batch, other in zip(
+        take(pipeline.train_batches(split, TASKS, options(), seed=5), 10), with_all, strict=True
+    ):
+        np.testing.assert_array_equal(batch["id"], np.where(np.isin(other["id"], (3, 7)), -1, other["id"]))
+        assert all((mask[batch["id"] < 0] == 0).all() for mask in batch["valid"].values())
+        there = batch["id"] >= 0
+        jax.tree.map(lambda a, b, t=there: np.testing.assert_array_equal(a[t], b[t]), batch, other)
+    said = [record.getMessage() for record in caplog.records]
+    assert sorted(said) == sorted({*said}) and len(said) == 2  # each is told once
+    assert "2 of 10 examples left out" in said[1] and "photo" in said[0]
+
+
+def test_no_more_are_left_out_than_allowed():
+    split = pipeline.skipping(make_split(load=with_damage), 0.1)
+    with pytest.raises(UserError, match=r"2 of 10 examples left out, more than .*max_skipped = 0.1: .*photo"):
+        list(pipeline.eval_batches(split, TASKS, options()))
+    lost = pipeline.skipping(make_split(load=lambda i: with_damage(3)), 1.0)
+    with pytest.raises(UserError, match="every example of the split was left out"):
+        pipeline.eval_batches(lost, TASKS, options())
+
+
+def test_the_config_says_what_becomes_of_damaged_examples():
+    dataset = Dataset({}, ("train",), lambda name, tasks: make_split(load=with_damage))
+    data = ConfigDict({"on_error": "skip", "max_skipped": 0.2})
+    assert pipeline.open_split(dataset, "train", (), data).load(3) is None
+    data.on_error = "raise"
+    with pytest.raises(UserError, match="cannot read photo3.png"):
+        pipeline.open_split(dataset, "train", (), data).load(3)
