@@ -2,15 +2,19 @@
 
 import types
 
+import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.metrics import jaccard_score
 
-from mtl_jax import evaluate
+from mtl_jax import config as configs
+from mtl_jax import evaluate, experiment
 from mtl_jax import tasks as tasks_lib
 from mtl_jax.data import pipeline
-from mtl_jax.data.dataset import Split
+from mtl_jax.data.dataset import Dataset, Split
+from mtl_jax.errors import UserError
+from mtl_jax.models.prediction import Prediction
 from mtl_jax.sharding import make_mesh
 
 LABELS = {"semseg": {"num_classes": 3}, "depth": {}, "edges": {"benchmark": True, "nms": False}}
@@ -112,3 +116,44 @@ def test_mean_labels_are_the_best_constants():
     results = evaluation(values, batches(found, 3, tasks))
     assert results["depth/rmse"] == pytest.approx(depth[depth > 0].std(), rel=1e-5)
     assert results["semseg/pixAcc"] == pytest.approx(np.bincount(classes.ravel()).max() / classes.size)
+
+
+class Shown(nn.Module):
+    """Predicts the class that the image shows."""
+
+    def __call__(self, image, tasks, train):
+        scores = -abs(np.float32(2.55) * image[..., :1] - np.arange(3, dtype=np.float32))
+        return Prediction({"semseg": 50 * scores}, {}, {})
+
+
+def test_another_dataset_judges_by_its_own_rules(tmp_path, monkeypatch, capsys):
+    """The network knows 3 classes; the other dataset's class 2 stands for what it has no name for."""
+    found, classes, _ = split(5)
+    shown = (classes + (classes == 1)).astype(np.uint8)  # class 1 is called 2 there
+
+    def load(index):
+        return {**found.load(index), "labels": {"semseg": shown[index]}}
+
+    judged = Split(found.ids, found.measure, load)
+    labels = {"num_classes": 3, "scored": [0, 1]}
+    other = Dataset({"semseg": labels}, ("train", "test"), lambda name, tasks: judged)
+    config = configs.default()
+    config.tasks = {"semseg": {}}
+    trained = experiment.Experiment(config, tasks_lib.build({"semseg": {}}, LABELS), Shown(), {}, 7)
+    monkeypatch.setattr(experiment, "load", lambda workdir: trained)
+    monkeypatch.setattr(experiment, "build_dataset", lambda config: other)
+    experiment.write_results(str(tmp_path), {"test/semseg/mIoU": 0.5})
+    config = configs.default()
+    config.data.update(name="folder", eval="test", eval_batch_size=2)
+    evaluate.evaluate_workdir(config, str(tmp_path))
+    ious = jaccard_score(shown.ravel(), classes.ravel(), average=None, zero_division=0)
+    written = experiment.read_results(str(tmp_path))
+    np.testing.assert_allclose(written["folder.test/semseg/mIoU"], ious[:2].mean(), rtol=1e-6)
+    assert written["test/semseg/mIoU"] == 0.5 and "folder.test/semseg/mIoU" in capsys.readouterr().out
+
+    labels["num_classes"] = 4
+    labels.pop("scored")
+    with pytest.raises(
+        UserError, match="predicts 3 channels for task 'semseg', but config.data has labels for 4"
+    ):
+        evaluate.evaluate_workdir(config, str(tmp_path))
