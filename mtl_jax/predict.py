@@ -24,10 +24,10 @@ import jax
 import numpy as np
 from PIL import Image, ImageOps
 
-from mtl_jax import atomic, experiment, figures
+from mtl_jax import atomic, experiment
 from mtl_jax.data import files
 from mtl_jax.errors import UserError, exit_on_user_error, reading
-from mtl_jax.tasks import Task
+from mtl_jax.tasks import Task, pictures
 
 _ASPECTS = (1.0, 4 / 3, 16 / 9, 3.0)  # longer side / shorter side
 _MULTIPLE = 16  # of padded longer sides, as networks of this output stride want them
@@ -128,7 +128,7 @@ def write_boxes(path: str, task: Task, rows: np.ndarray, image: np.ndarray) -> N
         for *box, class_id, score in rows[:, 0].tolist()
     ]
     atomic.write(f"{path}.json", "[" + ",\n ".join(map(json.dumps, found)) + "]\n")
-    figures.boxes_over(f"{path}.png", image, task, rows)
+    pictures.boxes_over(f"{path}.png", image, task, rows)
 
 
 def write_task(folder: str, task: Task, raw: np.ndarray, image: np.ndarray) -> None:
@@ -165,7 +165,7 @@ def write_panel(
         return np.asarray(task.activate(resize(raw, size) if task.dense else raw))
 
     predictions = {name: prediction(task, outputs[name])[None] for name, task in tasks.items()}
-    figures.panels(os.path.join(folder, "panel.png"), photograph[None], {}, predictions, tasks)
+    pictures.panels(os.path.join(folder, "panel.png"), photograph[None], {}, predictions, tasks)
 
 
 def predict(trained: experiment.Experiment, images: list[str], out: str) -> None:

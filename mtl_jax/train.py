@@ -28,6 +28,7 @@ from mtl_jax.methods.base import Method
 from mtl_jax.metrics.delta import delta_m
 from mtl_jax.models import cost
 from mtl_jax.sharding import batch_sharding, check_batch_size, make_mesh, replicated, this_host
+from mtl_jax.tasks import pictures
 
 PROFILED = 5  # steps in the profile that config.train.profile_step asks for
 
@@ -359,10 +360,10 @@ def draw_panels(
     predict = jax.jit(evaluate.predictor(model, tasks))
     predictions = predict(experiment.variables(state.deployed()), batch["image"])
     truths = {
-        n: figures.encoded_truth(t, batch["labels"][n], batch["valid"][n])[shown] for n, t in tasks.items()
+        n: pictures.encoded_truth(t, batch["labels"][n], batch["valid"][n])[shown] for n, t in tasks.items()
     }
     images, predictions = batch["image"][shown], {n: np.asarray(p)[shown] for n, p in predictions.items()}
-    figures.panels(path, images, truths, predictions, tasks)
+    pictures.panels(path, images, truths, predictions, tasks)
 
 
 def constant_results(

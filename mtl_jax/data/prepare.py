@@ -18,6 +18,7 @@ import argparse
 import contextlib
 import functools
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -39,7 +40,7 @@ from mtl_jax.data.dataset import Dataset, Example, Split
 from mtl_jax.data.datasets import prepared
 from mtl_jax.data.summary import Summary
 from mtl_jax.errors import UserError, exit_on_user_error, reading
-from mtl_jax.tasks import Task
+from mtl_jax.tasks import Task, pictures
 
 PART = 256  # examples
 WORTH = 1.5  # what is decoded must be so many times as fast to read as the release
@@ -288,6 +289,8 @@ def prepare(
         print(
             f"{name}: " + "\n".join(summary.lines(total, of_split, dataset.published.get(name))), flush=True
         )
+        if show:
+            draw(out / f"overlay_{name}.png", split, of_split, show)
         if damaged:
             print(f"{name}: {len(damaged)} damaged" + (" and left out" if skip else ""))
             print(*(f"  {text}" for text in damaged[:LISTED]), sep="\n", flush=True)
@@ -297,6 +300,17 @@ def prepare(
         print(f"train from it by --config.data.name=prepared --config.data.options.data_dir={out}")
     if problems:
         raise _unsound(config, problems)
+
+
+def draw(path: Path, split: Split, tasks: Mapping[str, Task], count: int) -> None:
+    """Writes a picture of `count` sound examples from all over the split, with their labels over them."""
+    every = range(0, len(split), max(1, len(split) // count))
+    loaded = (example for i in every if not isinstance(example := _loaded(split, i), UserError))
+    examples = list(itertools.islice(loaded, count))
+    if examples:
+        labels = {name: [example["labels"][name] for example in examples] for name in tasks}
+        pictures.overlays(str(path), [example["image"] for example in examples], labels, tasks)
+        print(f"picture {path}", flush=True)
 
 
 def _unsound(config: ConfigDict, problems: Sequence[str]) -> UserError:

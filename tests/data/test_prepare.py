@@ -265,3 +265,20 @@ def test_wrong_splits_and_tasks_are_named(root, command):
 def test_a_folder_without_records():
     with pytest.raises(UserError, match="there is no .*prepared.json: convert a dataset by"):
         prepared.build("/nowhere")
+
+
+def test_examples_are_shown_with_their_labels(root, command, monkeypatch):
+    (root / "classes/a2.png").write_bytes(b"")  # it is passed over
+    drawn = {}
+
+    def overlays(path, images, labels, tasks):
+        drawn[path] = images, labels
+
+    monkeypatch.setattr(prepare.pictures, "overlays", overlays)
+    command("--show=3")
+    (train, (images, labels)), (test, (others, _)) = drawn.items()
+    assert train == f"{root}/prepared/overlay_train.png" and test == f"{root}/prepared/overlay_test.png"
+    assert len(images) == 3 and len(others) == 2 and sorted(labels) == ["depth", "semseg"]
+    for name, image, label in zip(("a0", "a4", "a6"), images, labels["semseg"], strict=True):
+        np.testing.assert_array_equal(image, np.asarray(Image.open(root / f"images/{name}.png")))
+        np.testing.assert_array_equal(np.where(label == 255, 9, label)[..., 0], classes(name))
