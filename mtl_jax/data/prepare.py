@@ -6,7 +6,7 @@ Every file that training would read is read; what is missing or damaged is named
 dataset's options are set as for a run: --config.data.options.classes=40. With --config.data.on_error=skip
 damaged examples are left out.
 
-OUT (default DIR/prepared) gets summary.json and, if that pays, all examples as they are in memory; they take
+OUT (default DIR_prepared) gets summary.json and, if that pays, all examples as they are in memory; they take
 more room than the release. To train from these:
 
     --config.data.name=prepared --config.data.options.data_dir=OUT
@@ -331,7 +331,9 @@ def main() -> None:
     parser.add_argument(
         "--data_dir", required=True, metavar="DIR", help="the folder that its header describes"
     )
-    parser.add_argument("--out", metavar="DIR", help="folder for what is written; default DIR/prepared")
+    parser.add_argument(
+        "--out", metavar="DIR", help="folder for what is written; default DIR_prepared, beside it"
+    )
     parser.add_argument("--splits", default="", help="separated by commas; default all")
     parser.add_argument("--tasks", default="", help="separated by commas; default all")
     parser.add_argument(
@@ -346,7 +348,8 @@ def main() -> None:
     configs.override(config, "data.options", {"data_dir": flags.data_dir})
     for key, value in configs.command_line_overrides(rest).items():
         configs.override(config, key, value)
-    out = Path(flags.out or Path(flags.data_dir) / "prepared").expanduser()
+    data_dir = Path(flags.data_dir).expanduser().resolve()
+    out = Path(flags.out or data_dir.with_name(f"{data_dir.name}_prepared")).expanduser()
     splits, tasks = (tuple(filter(None, text.split(","))) for text in (flags.splits, flags.tasks))
     prepare(config, out, splits, tasks, flags.convert, flags.show)
 

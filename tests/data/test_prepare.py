@@ -107,18 +107,18 @@ def test_the_summary_is_that_of_the_files(root, command):
     known = metres[metres > 0]
     assert f"{known.min():.4g} to {known.max():.4g}, mean {known.mean():.4g} m" in said
 
-    written = json.loads((root / "prepared/summary.json").read_text())["train"]
+    written = json.loads((root.parent / "mine_prepared/summary.json").read_text())["train"]
     assert written["images"] == 7 and written["sizes"] == {"6x8": 7}
     assert written["tasks"]["semseg"]["counts"] == [*((every == k).sum() for k in range(3)), 0]
     assert written["tasks"]["depth"]["known"] == len(known)
     np.testing.assert_allclose(written["tasks"]["depth"]["total"], known.sum(), rtol=1e-6)
-    assert not list((root / "prepared").glob("*.bin"))
+    assert not list((root.parent / "mine_prepared").glob("*.bin"))
 
 
 def test_records_hold_what_was_read(root, command):
     assert command("--convert=always")[0] == 0
     release = names.build("data.datasets", "folder", {"data_dir": str(root), "labels": LABELS})
-    converted = names.build("data.datasets", "prepared", {"data_dir": str(root / "prepared")})
+    converted = names.build("data.datasets", "prepared", {"data_dir": str(root.parent / "mine_prepared")})
     assert json.loads(json.dumps(converted.labels)) == json.loads(json.dumps(release.labels))
     for name, ids in IDS.items():
         old, new = (dataset.split(name, ("depth", "semseg")) for dataset in (release, converted))
@@ -134,7 +134,7 @@ def test_records_hold_what_was_read(root, command):
 
 def test_training_from_records(root, command, train_a_little):
     command("--convert=always")
-    dataset = prepared.build(str(root / "prepared"))
+    dataset = prepared.build(str(root.parent / "mine_prepared"))
     train_a_little(dataset, {"semseg": {}, "depth": {}}, "train", "test", canvas=(6, 8))
 
 
@@ -151,10 +151,10 @@ def test_an_interrupted_command_goes_on(root, command, loads, monkeypatch):
     code, said = command("--convert=always")
     assert code == 0 and "train: 7 images" in said
     assert loads == dict.fromkeys([*IDS["train"][4:], *IDS["test"]], 1)
-    whole = {p.name: p.read_bytes() for p in (root / "prepared").iterdir()}
-    shutil.rmtree(root / "prepared")
+    whole = {p.name: p.read_bytes() for p in (root.parent / "mine_prepared").iterdir()}
+    shutil.rmtree(root.parent / "mine_prepared")
     command("--convert=always")
-    assert {p.name: p.read_bytes() for p in (root / "prepared").iterdir()} == whole
+    assert {p.name: p.read_bytes() for p in (root.parent / "mine_prepared").iterdir()} == whole
 
     loads.clear()
     assert command("--convert=always")[0] == 0 and not loads  # nothing is left to read
@@ -167,19 +167,19 @@ def test_damaged_files_are_named_and_read_again_once_mended(root, command, loads
     code, said = command("--convert=always")
     assert code == 2 and f"cannot read {path}" in said and "train: 1 damaged" in said
     with pytest.raises(UserError, match=r"train-00001-of-00004\.json"):
-        prepared.build(str(root / "prepared")).split("train", ())
+        prepared.build(str(root.parent / "mine_prepared")).split("train", ())
     path.write_bytes(sound)
     loads.clear()
     assert command("--convert=always")[0] == 0
     assert sorted(loads) == ["a2", "a3"]
-    assert len(prepared.build(str(root / "prepared")).split("train", ())) == 7
+    assert len(prepared.build(str(root.parent / "mine_prepared")).split("train", ())) == 7
 
 
 def test_damaged_examples_are_left_out_if_asked_to(root, command):
     (root / "classes/a3.png").write_bytes(b"")
     code, said = command("--convert=always", "--config.data.on_error=skip")
     assert code == 0 and "train: 1 damaged and left out" in said and "a3.png" in said
-    kept = prepared.build(str(root / "prepared")).split("train", ("semseg",))
+    kept = prepared.build(str(root.parent / "mine_prepared")).split("train", ("semseg",))
     assert list(kept.ids) == [name for name in IDS["train"] if name != "a3"]
     np.testing.assert_array_equal(kept.load(3)["labels"]["semseg"][..., 0] % 246, classes("a4"))  # 255 for 9
 
@@ -218,7 +218,7 @@ def test_records_are_written_if_they_pay(root, command, monkeypatch):
 def test_no_room(root, command, monkeypatch):
     monkeypatch.setattr(prepare, "speed_up", lambda split: (9.0, 1e15))
     code, said = command()
-    assert code == 0 and "has room for" in said and not list((root / "prepared").glob("*.bin"))
+    assert code == 0 and "has room for" in said and not list((root.parent / "mine_prepared").glob("*.bin"))
     code, said = command("--convert=always", f"--out={root}/other")
     assert code == 2 and "choose another --out" in said
 
@@ -232,30 +232,30 @@ def test_a_full_disk_is_named_and_nothing_half_written_stays(root, command, monk
     monkeypatch.setattr(prepare.prepared, "append", full)
     code, said = command()
     assert code == 2 and "train-00000-of-00004.bin" in said and "No space left" in said
-    assert sorted(p.name for p in (root / "prepared").iterdir()) == ["prepared.json"]
+    assert sorted(p.name for p in (root.parent / "mine_prepared").iterdir()) == ["prepared.json"]
 
 
 def test_a_folder_of_another_dataset_is_refused(root, command):
     command("--convert=never")
     code, said = command("--convert=never", "--config.data.options.images=depth")
     assert code == 2 and "choose another --out" in said
-    (root / "prepared/prepared.json").write_text("{")
+    (root.parent / "mine_prepared/prepared.json").write_text("{")
     code, said = command("--convert=never")
     assert code == 2 and "cannot read" in said and "prepared.json" in said
 
 
 def test_files_that_are_not_whole_are_named(root, command):
     command("--convert=always")
-    path = root / "prepared/train-00001-of-00004.bin"
+    path = root.parent / "mine_prepared/train-00001-of-00004.bin"
     for content in (path.read_bytes()[:-1], None):
         path.unlink() if content is None else path.write_bytes(content)
         with pytest.raises(UserError, match=f"{path} is missing or not whole"):
-            prepared.build(str(root / "prepared")).split("train", ())
+            prepared.build(str(root.parent / "mine_prepared")).split("train", ())
 
 
 def test_wrong_splits_and_tasks_are_named(root, command):
     command("--convert=always", "--tasks=depth")
-    dataset = prepared.build(str(root / "prepared"))
+    dataset = prepared.build(str(root.parent / "mine_prepared"))
     with pytest.raises(UserError, match="no split 'val': choose one of train, test"):
         dataset.split("val", ())
     with pytest.raises(UserError, match="no labels of task 'semseg'"):
@@ -277,7 +277,7 @@ def test_examples_are_shown_with_their_labels(root, command, monkeypatch):
     monkeypatch.setattr(prepare.pictures, "overlays", overlays)
     command("--show=3")
     (train, (images, labels)), (test, (others, _)) = drawn.items()
-    assert train == f"{root}/prepared/overlay_train.png" and test == f"{root}/prepared/overlay_test.png"
+    assert train == f"{root}_prepared/overlay_train.png" and test == f"{root}_prepared/overlay_test.png"
     assert len(images) == 3 and len(others) == 2 and sorted(labels) == ["depth", "semseg"]
     for name, image, label in zip(("a0", "a4", "a6"), images, labels["semseg"], strict=True):
         np.testing.assert_array_equal(image, np.asarray(Image.open(root / f"images/{name}.png")))

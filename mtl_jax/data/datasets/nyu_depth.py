@@ -26,6 +26,7 @@ import numpy as np
 
 from mtl_jax.data import files, tfds_split
 from mtl_jax.data.dataset import Dataset, Example, Split
+from mtl_jax.data.datasets.nyud import FARTHEST
 from mtl_jax.errors import UserError, reading
 
 PUBLISHED = {"train": 47584, "val": 654}
@@ -37,7 +38,6 @@ TFDS_SPLITS = {"train": "train", "val": "validation"}
 SIZE = (480, 640)
 CROP = (slice(45, 471), slice(41, 601))
 SCORED = (1e-3, 10.0)  # metres, both exclusive
-FARTHEST = 20.0  # metres; the sensor's range ends at 10
 
 
 def build(data_dir: str, eigen_crop: bool = False) -> Dataset:

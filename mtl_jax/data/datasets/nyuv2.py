@@ -27,6 +27,7 @@ from mtl_jax.data import numbered, resample
 from mtl_jax.data.dataset import Dataset, Example, Split
 from mtl_jax.data.datasets import nyu_depth
 from mtl_jax.data.datasets.folder import LONGEST
+from mtl_jax.data.datasets.nyud import FARTHEST
 from mtl_jax.errors import UserError
 
 SPLITS = ("train", "val")
@@ -34,7 +35,7 @@ CLASSES = (
     *("bed", "books", "ceiling", "chair", "floor", "furniture", "objects", "picture", "sofa", "table", "TV"),
     *("wall", "window"),
 )
-FARTHEST = 20.0  # metres; the sensor's range ends at 10
+
 
 # Stored are x to the right, then the axis ahead, then upwards: floors are (0, 0, 1), a wall that faces the
 # camera is (0, -1, 0). The release does not say so. It took the normals of Eigen and Fergus, ICCV 2015, and
