@@ -221,15 +221,12 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
     # Evaluation, and the reference that every result is compared to.
     eval_split = config.data.eval
     reference = constant_results(config, splits, tasks, mesh)
-    # A constant may score exactly 0 (top-1 of a class that the split lacks); Delta_m needs a reference.
-    headlines = {name: reference[f"{name}/{task.headline}"] or 1e-3 for name, task in tasks.items()}
     evaluation = evaluate.Evaluation(evaluate.predictor(model, tasks), tasks, mesh)
 
     def run_evaluation(state: TrainState) -> dict[str, float]:
         batches = pipeline.eval_batches(splits["eval"], tasks, config.data, this_host())
         results = evaluation(experiment.variables(state.deployed()), batches)
-        ours = {name: results[f"{name}/{task.headline}"] for name, task in tasks.items()}
-        return {**results, "all/delta_m": delta_m(ours, headlines, tasks)}
+        return {**results, "all/delta_m": over_constant(results, reference, tasks)}
 
     step_fn = jax.jit(
         train_step,
@@ -376,6 +373,17 @@ def constant_results(
     values = evaluate.mean_labels(some, tasks)
     evaluation = evaluate.Evaluation(evaluate.constant_predictor(tasks), tasks, mesh)
     return evaluation(values, pipeline.eval_batches(splits["eval"], tasks, config.data, this_host()))
+
+
+def over_constant(results: Mapping[str, float], reference: Mapping[str, float], tasks: Tasks) -> float:
+    """Delta_m over the best constant prediction, of results by `task/metric`.
+
+    A constant may score exactly 0, as every one does in detection: the gain over it is absolute then.
+    """
+    key = {name: f"{name}/{task.headline}" for name, task in tasks.items()}
+    raised = {name: float(reference[key[name]] == 0) for name in tasks}
+    ours, constant = ({n: values[key[n]] + raised[n] for n in tasks} for values in (results, reference))
+    return delta_m(ours, constant, tasks)
 
 
 def summary(results: dict[str, float], tasks: Tasks) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mtl_jax import config as configs
+from mtl_jax import tasks as task_modules
 from mtl_jax import train
 from mtl_jax.methods import weighting
 from mtl_jax.methods.base import Method
@@ -157,3 +158,14 @@ def test_parameter_groups():
     for task in method.tasks:
         assert set(jax.tree.leaves(groups["model"][f"head@{task}"])) == {f"task:{task}"}
     assert jax.tree.leaves(groups["method"]) == ["auxiliary"]
+
+
+def test_gains_over_a_constant_that_scores_nothing_are_absolute():
+    labels = {"depth": {}, "semseg": {"num_classes": 2}}
+    tasks = task_modules.build({"depth": {}, "semseg": {}}, labels)
+    reference = {"depth/rmse": 2.0, "semseg/mIoU": 0.0}
+    gain = train.over_constant({"depth/rmse": 1.0, "semseg/mIoU": 0.3}, reference, tasks)
+    np.testing.assert_allclose(gain, (50 + 30) / 2)
+    reference["semseg/mIoU"] = 0.2
+    gain = train.over_constant({"depth/rmse": 1.0, "semseg/mIoU": 0.3}, reference, tasks)
+    np.testing.assert_allclose(gain, (50 + 50) / 2)
