@@ -36,6 +36,7 @@ from mtl_jax.views import View
 
 Batch = dict[str, Any]
 
+GROUP = 8  # most examples that are read by one call from TensorFlow into Python, which takes its time
 MANY_SIZES = 8  # from here on compiling for every image size costs more than padding
 
 
@@ -171,11 +172,13 @@ def train_batches(
 
     load, failure = _loader(cached(split) if data.cache else split, drawn, [0])
 
-    def example(row: tf.Tensor) -> Batch:
+    def locate(row: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         position = row // rows * data.batch_size + shard[0] * rows + row % rows
-        index = _shuffled(position, len(split), seed)
+        return _shuffled(position, len(split), seed), position
+
+    def example(index: tf.Tensor, position: tf.Tensor, loaded: list[tf.Tensor]) -> Batch:
         key = tf.random.experimental.stateless_fold_in(tf.constant([seed, 0], tf.int64), position)
-        there, vector, image, *labels = load(index, position)
+        there, vector, image, *labels = loaded
         labels = dict(zip(tasks, labels, strict=True))
         own, others = augment(vector, image, labels, tasks, size, options, key, views)
         batch = {**_view(own), "given": _given(split, tasks, index, there), "id": _id(index, there)}
@@ -183,8 +186,8 @@ def train_batches(
             batch["views"] = {name: _view(others[name], labelled=view.zoom) for name, view in views.items()}
         return batch
 
-    examples = tf.data.Dataset.range(start * rows, np.iinfo(np.int64).max)
-    return Batches(_batches(examples, example, rows, failure), tasks)
+    places = tf.data.Dataset.range(start * rows, np.iinfo(np.int64).max).map(locate)
+    return Batches(_batches(places, load, example, rows, failure), tasks)
 
 
 def eval_batches(
@@ -211,18 +214,19 @@ def eval_batches(
             stacklevel=2,
         )
 
-    def whole(example: Example) -> list[np.ndarray]:
+    def whole(example: Example, real: bool) -> list[np.ndarray]:
+        del real
         return [example["image"], *(able_to_hold(t.fill, example["labels"][n]) for n, t in tasks.items())]
 
-    load, failure = _loader(split, whole, [])
+    load, failure = _loader(split, whole, [False])
 
     def as_it_is(label: tf.Tensor, task: Task, size: tf.Tensor) -> tf.Tensor:
         if not task.label_is_map:
             return place(label, task, tf.eye(2, 3), (size[0], size[1]))
         return _pad(label, canvas, task.fill) if canvas else label
 
-    def example(index: tf.Tensor, real: tf.Tensor) -> Batch:
-        there, image, *labels = load(index)
+    def example(index: tf.Tensor, real: tf.Tensor, loaded: list[tf.Tensor]) -> Batch:
+        there, image, *labels = loaded
         there &= real
         labels = dict(zip(tasks, labels, strict=True))
         labels = {name: as_it_is(label, tasks[name], tf.shape(image)) for name, label in labels.items()}
@@ -231,8 +235,8 @@ def eval_batches(
         given = _given(split, tasks, index, there)
         return {"image": image, "labels": labels, "given": given, "id": _id(index, there)}
 
-    examples = tf.data.Dataset.from_tensor_slices(_eval_rows(groups, data.eval_batch_size, shard))
-    return Batches(_batches(examples, example, rows, failure), tasks)
+    places = tf.data.Dataset.from_tensor_slices(_eval_rows(groups, data.eval_batch_size, shard))
+    return Batches(_batches(places, load, example, rows, failure), tasks)
 
 
 def to_device(batches: Batches, sharding: jax.sharding.Sharding, depth: int = 2) -> Iterator[Batch]:
@@ -278,37 +282,40 @@ def _shuffled(position: tf.Tensor, count: int, seed: int) -> tf.Tensor:
 
 def _loader(
     split: Split, arrange: Callable[..., list[np.ndarray]], others: Sequence[Any]
-) -> tuple[Callable[..., list[tf.Tensor]], list[Exception]]:
-    """A function of an index -> [is the example there, what `arrange` makes of it], and its exceptions.
+) -> tuple[Callable[..., list[list[tf.Tensor]]], list[Exception]]:
+    """A function of indices [G] -> G times [is the example there, what `arrange` makes of it]; and its errors.
 
     Args:
       split: the examples.
       arrange: (example, *others) -> arrays; of which the last are image and labels.
-      others: for example.
+      others: for example; the function takes G of each.
     """
     if not len(split):
         raise UserError("the split has no examples")
     first = next((example for i in range(len(split)) if (example := split.load(i)) is not None), None)
     if first is None:
         raise UserError("every example of the split was left out")
-    like = arrange(first, *others)
+    like = [np.bool_(True), *arrange(first, *others)]
     failure: list[Exception] = []
 
-    def read(index: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
+    def read(index: int, *others: Any) -> list[np.ndarray]:
+        example = split.load(int(index))
+        there = np.bool_(example is not None)
+        return [there, *arrange(example if there else _nothing(split.sizes[index], first), *others)]
+
+    def read_group(*places: np.ndarray) -> list[np.ndarray]:
         try:
-            example = split.load(int(index))
-            there = np.bool_(example is not None)
-            return [there, *arrange(example if there else _nothing(split.sizes[index], first), *others)]
+            return [array for place in zip(*places, strict=True) for array in read(*place)]
         except Exception as error:  # TensorFlow would turn it into text; `_iterate` raises it again
             failure.append(error)
             raise
 
-    def load(index: tf.Tensor, *others: tf.Tensor) -> list[tf.Tensor]:
-        there, *arrays = tf.numpy_function(read, [index, *others], [bool, *(x.dtype for x in like)])
-        there.set_shape(())
-        for array, known in zip(arrays, like, strict=True):
-            array.set_shape(known.shape if known.ndim == 1 else (None, None, known.shape[2]))
-        return [there, *arrays]
+    def load(*places: tf.Tensor) -> list[list[tf.Tensor]]:
+        count = places[0].shape[0]
+        arrays = tf.numpy_function(read_group, places, [x.dtype for x in like] * count)
+        for array, known in zip(arrays, like * count, strict=True):
+            array.set_shape(known.shape if known.ndim < 3 else (None, None, known.shape[2]))
+        return [arrays[k : k + len(like)] for k in range(0, len(arrays), len(like))]
 
     return load, failure
 
@@ -350,11 +357,24 @@ def _view(changed: Changed, labelled: bool = True) -> Batch:
 
 
 def _batches(
-    examples: tf.data.Dataset, example: Callable[..., Batch], rows: int, failure: list[Exception]
+    places: tf.data.Dataset,
+    load: Callable[..., list[list[tf.Tensor]]],
+    example: Callable[..., Batch],
+    rows: int,
+    failure: list[Exception],
 ) -> Generator[Batch]:
-    """Maps `example` over `examples`, in order, and stacks `rows` of them at a time."""
-    batches = parallel(examples, example).batch(rows, drop_remainder=True).prefetch(2)
-    running = _iterate(batches, failure)
+    """`example` of all `places` and of what `load` loads there, in order, `rows` at a time.
+
+    They are loaded in groups, which make no difference but to speed.
+    """
+    count = next(n for n in range(GROUP, 0, -1) if rows % n == 0)
+
+    def group(*place: tf.Tensor) -> Batch:
+        each = zip(*(tf.unstack(x) for x in place), load(*place), strict=True)
+        return tf.nest.map_structure(lambda *parts: tf.stack(parts), *(example(*one) for one in each))
+
+    grouped = parallel(places.batch(count, drop_remainder=True), group)
+    running = _iterate(grouped.batch(rows // count, drop_remainder=True).prefetch(2), failure)
     _running.add(running)
     return running
 
@@ -380,7 +400,7 @@ def _iterate(batches: tf.data.Dataset, failure: list[Exception]) -> Generator[Ba
             if failure:
                 raise failure[0] from None
             raise
-        yield batch
+        yield jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)  # rows of groups -> rows
 
 
 # TensorFlow's threads call back into Python (`_loader`): the interpreter would wait for them for ever at its
