@@ -283,7 +283,7 @@ def _shuffled(position: tf.Tensor, count: int, seed: int) -> tf.Tensor:
 def _loader(
     split: Split, arrange: Callable[..., list[np.ndarray]], others: Sequence[Any]
 ) -> tuple[Callable[..., list[list[tf.Tensor]]], list[Exception]]:
-    """A function of indices [G] -> G times [is the example there, what `arrange` makes of it]; and its errors.
+    """A function of indices [G] -> G lists [is it there, what `arrange` makes of it]; and its errors.
 
     Args:
       split: the examples.
