@@ -127,7 +127,7 @@ def test_records_hold_what_was_read(root, command):
         for i in range(len(ids)):
             a, b = old.load(i), new.load(i)
             for x, y in ((a["image"], b["image"]), *((a["labels"][t], b["labels"][t]) for t in a["labels"])):
-                assert x.dtype == y.dtype
+                assert x.dtype == y.dtype and y.ctypes.data % prepared.ALIGNED == 0
                 np.testing.assert_array_equal(x, y)
     assert list(converted.split("train", ("depth",)).load(3)["labels"]) == ["depth"]
 
@@ -158,6 +158,16 @@ def test_an_interrupted_command_goes_on(root, command, loads, monkeypatch):
 
     loads.clear()
     assert command("--convert=always")[0] == 0 and not loads  # nothing is left to read
+
+
+def test_a_changed_list_is_read_anew(root, command, loads):
+    command("--convert=always")
+    loads.clear()
+    (root / "train.txt").write_text("\n".join(["a0", "a1", "a3", "a2", "a4", "a5", "a6"]))
+    assert command("--convert=always")[0] == 0 and sorted(loads) == ["a2", "a3"]
+    changed = prepared.build(str(root.parent / "mine_prepared")).split("train", ("semseg",))
+    assert list(changed.ids) == ["a0", "a1", "a3", "a2", "a4", "a5", "a6"]
+    np.testing.assert_array_equal(changed.load(2)["labels"]["semseg"][..., 0] % 246, classes("a3"))
 
 
 def test_damaged_files_are_named_and_read_again_once_mended(root, command, loads):
