@@ -138,7 +138,7 @@ class Reader:
         if raw.dtype not in self._tables:
             return self._decode(raw, path)
         table, wrong = self._tables[raw.dtype]
-        if wrong[: raw.max() + 1].any() and wrong.take(raw, mode="clip").any():
+        if wrong[: int(raw.max()) + 1].any() and wrong.take(raw, mode="clip").any():
             return self._decode(raw, path)  # which names it
         return table.take(raw, mode="clip")  # numbers are within the table; this spares a check of that
 

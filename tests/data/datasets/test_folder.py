@@ -186,6 +186,16 @@ CONTENT = {
         "strict",
         "seg/a.png holds 7, but task 'strict' has values 0 to 6",
     ),
+    "largest code of 8 bits": (
+        lambda r: write(r, "a", "seg", np.full((6, 8), 255, np.uint8)),
+        "strict",
+        "seg/a.png holds 255, but task 'strict' has values 0 to 6",
+    ),
+    "largest code of 16 bits": (
+        lambda r: write(r, "a", "seg", np.full((6, 8), 65535, np.uint16)),
+        "strict",
+        "seg/a.png holds 65535, but task 'strict' has values 0 to 6",
+    ),
     "channels": (
         lambda r: write(r, "a", "seg", np.zeros((6, 8, 3), np.uint8)),
         "semseg",
