@@ -143,8 +143,8 @@ def augment(
     Returns:
       The example, its labels `fill` where they are unknown; and such an example for each view.
     """
-    *places, scale, radians, flip = tf.unstack(vector[:11])
-    geometry = Geometry(*(tf.cast(x, tf.int32) for x in places), scale, radians, flip > 0)
+    scale, radians, flip = tf.unstack(vector[8:11])
+    geometry = Geometry(*tf.unstack(tf.cast(vector[:8], tf.int32)), scale, radians, flip > 0)
     warp = _turned(geometry, size) if options.rotate else _upright(geometry, size, options)
     image, labels = _warp(
         image, labels, tasks, warp, functools.partial(_image_to_canvas, geometry, size), size
@@ -294,7 +294,9 @@ def _upright(g: Geometry, size: tuple[int, int], options: Any) -> Warp:
 
     def mix(x: tf.Tensor, fill: float) -> tf.Tensor:
         if tuple(options.scale) != (1.0, 1.0):
-            mixed = tf.image.resize(tf.cast(x, tf.float32), (g.inner_height, g.inner_width))
+            inner = tf.stack([g.inner_height, g.inner_width])
+            floats = tf.cast(x, tf.float32)[None]  # is quicker than uint8
+            mixed = tf.raw_ops.ResizeBilinear(images=floats, size=inner, half_pixel_centers=True)[0]
             x = tf.cast(mixed + 0.5, x.dtype) if x.dtype == tf.uint8 else mixed
         x = tf.pad(x, ((g.above, below), (g.beside, right), (0, 0)), constant_values=tf.cast(fill, x.dtype))
         x = tf.cond(g.flip, lambda: tf.reverse(x, [1]), lambda: x)

@@ -187,7 +187,8 @@ def train_batches(
         return batch
 
     places = tf.data.Dataset.range(start * rows, np.iinfo(np.int64).max).map(locate)
-    return Batches(_batches(places, load, example, rows, failure), tasks)
+    most = 1 if views or options.rand_augment else GROUP  # these take longer, to be traced as well
+    return Batches(_batches(places, load, example, rows, failure, most), tasks)
 
 
 def eval_batches(
@@ -236,7 +237,7 @@ def eval_batches(
         return {"image": image, "labels": labels, "given": given, "id": _id(index, there)}
 
     places = tf.data.Dataset.from_tensor_slices(_eval_rows(groups, data.eval_batch_size, shard))
-    return Batches(_batches(places, load, example, rows, failure), tasks)
+    return Batches(_batches(places, load, example, rows, failure, GROUP), tasks)
 
 
 def to_device(batches: Batches, sharding: jax.sharding.Sharding, depth: int = 2) -> Iterator[Batch]:
@@ -362,12 +363,13 @@ def _batches(
     example: Callable[..., Batch],
     rows: int,
     failure: list[Exception],
+    most: int,
 ) -> Generator[Batch]:
     """`example` of all `places` and of what `load` loads there, in order, `rows` at a time.
 
-    They are loaded in groups, which make no difference but to speed.
+    They are loaded in groups of at most `most`, which makes no difference but to speed.
     """
-    count = next(n for n in range(GROUP, 0, -1) if rows % n == 0)
+    count = next(n for n in range(most, 0, -1) if rows % n == 0)
 
     def group(*place: tf.Tensor) -> Batch:
         each = zip(*(tf.unstack(x) for x in place), load(*place), strict=True)
@@ -391,16 +393,20 @@ def parallel(examples: tf.data.Dataset, example: Callable[..., Any]) -> tf.data.
 
 def _iterate(batches: tf.data.Dataset, failure: list[Exception]) -> Generator[Batch]:
     iterator = batches.as_numpy_iterator()
-    while True:
-        try:
-            batch = next(iterator)
-        except StopIteration:
-            return
-        except tf.errors.OpError:
-            if failure:
-                raise failure[0] from None
-            raise
-        yield jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)  # rows of groups -> rows
+    try:
+        while True:
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            except tf.errors.OpError:
+                if not failure:
+                    raise
+                break
+            yield jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)  # rows of groups -> rows
+    finally:
+        del iterator  # waits for its threads; else the traceback of an error would keep it to the very end
+    raise failure[0]
 
 
 # TensorFlow's threads call back into Python (`_loader`): the interpreter would wait for them for ever at its
