@@ -2,9 +2,23 @@
 
 import os
 
+import pytest
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Small programs are compiled over and over by the tests: keep them all.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that were saved, by the path's last part."""
+    from matplotlib.figure import Figure  # slow to import, and few tests need it
+
+    saved = {}
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, path, **_: saved.update({str(path).split("/")[-1]: self})
+    )
+    return saved

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from matplotlib.figure import Figure
 from PIL import Image
 
 from mtl_jax import config as configs
@@ -15,16 +14,6 @@ SPECS = {
     "depth": {},
     "scene": {"kind": "classification", "num_classes": 2, "class_names": ["street", "kitchen"]},
 }
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures that were saved, by the path's last part."""
-    saved = {}
-    monkeypatch.setattr(
-        Figure, "savefig", lambda self, path, **_: saved.update({str(path).split("/")[-1]: self})
-    )
-    return saved
 
 
 def write_run(folder, records, results=None):

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgba
-from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.manifold import TSNE
 
@@ -96,16 +95,6 @@ def prediction(trained, images):
     """Of the first three images, dense tasks alone."""
     apply = jax.jit(lambda v, x: trained.model.apply(v, x, DENSE, train=False))
     return apply(trained.variables, images[:3])
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures that were saved, by the path's last part."""
-    saved = {}
-    monkeypatch.setattr(
-        Figure, "savefig", lambda self, path, **_: saved.update({str(path).split("/")[-1]: self})
-    )
-    return saved
 
 
 def run(monkeypatch, *arguments):

@@ -78,6 +78,9 @@ def _of_label(task: Task, label: np.ndarray) -> Tally:
     if task.values == "classes":
         tally.counts = np.bincount(values[:, 0].astype(int), minlength=task.channels).tolist()
         return tally
+    if task.discrete and task.label_channels > 1 and task.label_channels == task.channels:
+        tally.counts = (values == 1).sum(0).tolist()  # several classes may hold at once
+        return tally
     values = values.astype(np.float64)
     if task.label_channels != task.channels:  # drawn by several people, each perhaps absent
         values = values[values != task.fill][:, None]

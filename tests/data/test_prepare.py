@@ -115,7 +115,7 @@ def test_the_summary_is_that_of_the_files(root, command):
     assert not list((root.parent / "mine_prepared").glob("*.bin"))
 
 
-def test_records_hold_what_was_read(root, command):
+def test_what_is_kept_is_what_was_read(root, command):
     assert command("--convert=always")[0] == 0
     release = names.build("data.datasets", "folder", {"data_dir": str(root), "labels": LABELS})
     converted = names.build("data.datasets", "prepared", {"data_dir": str(root.parent / "mine_prepared")})
@@ -132,7 +132,7 @@ def test_records_hold_what_was_read(root, command):
     assert list(converted.split("train", ("depth",)).load(3)["labels"]) == ["depth"]
 
 
-def test_training_from_records(root, command, train_a_little):
+def test_training_from_what_was_kept(root, command, train_a_little):
     command("--convert=always")
     dataset = prepared.build(str(root.parent / "mine_prepared"))
     train_a_little(dataset, {"semseg": {}, "depth": {}}, "train", "test", canvas=(6, 8))
@@ -217,7 +217,7 @@ def test_archives_are_checked(tmp_path):
     assert len(told) == 1 and str(tmp_path / "damaged.tgz") in told[0]
 
 
-def test_records_are_written_if_they_pay(root, command, monkeypatch):
+def test_examples_are_kept_if_that_pays(root, command, monkeypatch):
     for faster, words in ((1.4, "that does not pay"), (1.6, "train from it by --config.data.name=prepared")):
         monkeypatch.setattr(prepare, "speed_up", lambda split, faster=faster: (faster, 100.0))
         code, said = command(f"--out={root}/{faster}")
@@ -272,7 +272,7 @@ def test_wrong_splits_and_tasks_are_named(root, command):
         dataset.split("train", ("semseg",))
 
 
-def test_a_folder_without_records():
+def test_a_folder_that_is_not_prepared():
     with pytest.raises(UserError, match="there is no .*prepared.json: convert a dataset by"):
         prepared.build("/nowhere")
 

@@ -76,6 +76,16 @@ def test_the_loss_is_that_of_the_paper():
     np.testing.assert_allclose(loss(pred, LABEL, KNOWN), expected, rtol=2e-4)
 
 
+def test_beside_the_middle_of_a_large_box_nothing_is_an_object():
+    """However close to 1 its target is there."""
+    label = np.array(LABEL)
+    y, x = SIZE[0] // 2, SIZE[1] // 2
+    label[1, 0, 0] = [y - 200, x - 200, y + 200, x + 200, 1, 0]
+    pred = make_pred()
+    expected = plain_loss(pred[1], label[1, :, 0])
+    np.testing.assert_allclose(loss(pred, label, KNOWN)[1], expected, rtol=2e-4)
+
+
 def test_the_radius_keeps_the_overlap_and_a_larger_one_does_not():
     """Of any box whose corners are off by no more, and of those at the greatest distance."""
     rng = np.random.default_rng(0)

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from PIL import Image
 
 from mtl_jax import tasks
@@ -14,16 +13,6 @@ SPECS = {
     "scene": {"kind": "classification", "num_classes": 2, "class_names": ["street", "kitchen"]},
 }
 TASKS = tasks.build(dict.fromkeys(SPECS, {}), SPECS)
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures that were saved, by the path's last part."""
-    saved = {}
-    monkeypatch.setattr(
-        Figure, "savefig", lambda self, path, **_: saved.update({str(path).split("/")[-1]: self})
-    )
-    return saved
 
 
 def maps(seed):
