@@ -1,7 +1,7 @@
 """How published weights become ours: which of their tensors fills which of our parameters.
 
-A backbone models/backbones/NAME.py has weights/NAME.py beside it, whose SOURCES says of each form in which its
-weights are published (`torchvision`, `timm`, ...) where in them our parameters are.
+A backbone models/backbones/NAME.py has weights/NAME.py beside it, whose SOURCES says of each form in which
+its weights are published (`torchvision`, `timm`, ...) where in them our parameters are.
 
 Our parameters are named by their path, below the encoder: "stage1_block1/conv1/conv/kernel". Running
 statistics are named alike: "stage1_block1/conv1/norm/mean". What belongs to one task (`norm@depth`) is named

@@ -39,7 +39,7 @@ def filled(encoder: nn.Module, network: Any, source: Source, size: tuple[int, in
 
 
 def assert_close(ours: Any, theirs: Any, tolerance: float = 1e-4) -> None:
-    """f[B,H,W,C] of ours against [B,C,H,W] of torch (or equal shapes, if fewer axes), relative to the largest."""
+    """f[B,H,W,C] of ours against [B,C,H,W] of torch (or equal shapes), relative to the largest value."""
     ours, theirs = np.asarray(ours), theirs.detach().numpy()
     theirs = theirs.transpose(0, 2, 3, 1) if theirs.ndim == 4 else theirs
     assert ours.shape == theirs.shape
