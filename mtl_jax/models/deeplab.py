@@ -112,7 +112,7 @@ class DeepLab(nn.Module):
     def last_shared(self) -> tuple[str, ...]:
         """Path, in the parameters, of the last convolution that all tasks share."""
         if self.own_decoders or not all(task.dense for task in self.tasks.values()):
-            return ("encoder", self.encoder.last, "conv3", "conv")
+            return ("encoder", *self.encoder.last)
         return ("decoder", "refine2", "conv")
 
 

@@ -93,9 +93,9 @@ class MobileNetV2(nn.Module):
     dtype: Any = jnp.float32
 
     @property
-    def last(self) -> str:
-        """Name of the last block."""
-        return f"stage{len(STAGES)}_block{STAGES[-1][2]}"
+    def last(self) -> tuple[str, ...]:
+        """Path of the last convolution's parameters."""
+        return f"stage{len(STAGES)}_block{STAGES[-1][2]}", "conv3", "conv"
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, task: str | None = None) -> list[jax.Array]:

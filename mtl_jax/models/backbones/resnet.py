@@ -96,9 +96,9 @@ class ResNet(nn.Module):
     dtype: Any = jnp.float32
 
     @property
-    def last(self) -> str:
-        """Name of the last block."""
-        return f"stage4_block{BLOCKS[self.depth][-1]}"
+    def last(self) -> tuple[str, ...]:
+        """Path of the last convolution's parameters."""
+        return f"stage4_block{BLOCKS[self.depth][-1]}", "conv3", "conv"
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, task: str | jax.Array | None = None) -> list[jax.Array]:
