@@ -19,29 +19,32 @@ class Norm(nn.Module):
     """Batch, group or instance normalisation with learnt scale and shift; statistics are float32.
 
     Batch statistics are those of the global batch, on however many devices it lies; the running ones
-    keep 0.9 of their value per update. 32 groups (Wu & He, ECCV 2018), fewer where a group would
+    keep `momentum` of their value per update. 32 groups (Wu & He, ECCV 2018), fewer where a group would
     have less than two channels. Instance statistics are those of one channel of one example: a map of
     one pixel becomes 0.
 
     Attributes:
       kind: one of KINDS.
       zero: start with scale 0, so that a residual branch starts as the identity.
+      epsilon: added to the variance.
     """
 
     kind: str
     dtype: Any = jnp.float32
     zero: bool = False
+    epsilon: float = 1e-5
+    momentum: float = 0.9
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """f[B,H,W,C] -> f[B,H,W,C]; `train` takes the batch's statistics instead of the running ones."""
         options = {
-            "epsilon": 1e-5,
+            "epsilon": self.epsilon,
             "dtype": self.dtype,
             "scale_init": nn.initializers.zeros if self.zero else nn.initializers.ones,
         }
         if self.kind == "batch":
-            return nn.BatchNorm(use_running_average=not train, momentum=0.9, **options)(x)
+            return nn.BatchNorm(use_running_average=not train, momentum=self.momentum, **options)(x)
         if self.kind == "instance":
             return nn.InstanceNorm(**options)(x)
         return nn.GroupNorm(num_groups=math.gcd(32, max(1, x.shape[-1] // 2)), **options)(x)
@@ -59,6 +62,7 @@ class ConvNorm(nn.Module):
       adapter: whether it takes part where `modulation` has adapters; they start as zeros.
       reduction: of the gate, where `modulation` has gates; None for a unit without.
       gate_activation: of the gate's hidden layer.
+      epsilon, momentum: of the normalisation.
     """
 
     features: int
@@ -76,6 +80,8 @@ class ConvNorm(nn.Module):
     reduction: int | None = None
     gate_activation: Callable[[jax.Array], jax.Array] = nn.relu
     dtype: Any = jnp.float32
+    epsilon: float = 1e-5
+    momentum: float = 0.9
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, task: str | jax.Array | None = None) -> jax.Array:
@@ -101,7 +107,14 @@ class ConvNorm(nn.Module):
                 dtype=self.dtype,
                 name=owned("adapter", task),
             )(x)
-        y = Norm(self.norm, self.dtype, self.zero, name=owned("norm", task if mine.norm else None))(y, train)
+        y = Norm(
+            self.norm,
+            self.dtype,
+            self.zero,
+            self.epsilon,
+            self.momentum,
+            name=owned("norm", task if mine.norm else None),
+        )(y, train)
         if mine.film:
             y = FiLM(mine.film, self.dtype, name="film")(y, task)
         if self.activation is not None:

@@ -57,3 +57,21 @@ def test_instance_norm_is_of_one_channel_of_one_example():
     for train in (True, False):
         y = module.apply({"params": {name: params}}, X, train=train)
         np.testing.assert_allclose(y, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_epsilon_reaches_the_norm_of_a_unit(kind):
+    """Of a map that is small beside it: normalised, its spread is that of x / sqrt(var + epsilon)."""
+    unit = ConvNorm(8, 1, norm=kind, epsilon=1e6)
+    variables = unit.init(jax.random.key(0), X, train=False)
+    y = unit.apply(variables, X, train=True, mutable=["batch_stats"])[0]
+    assert 0 < np.abs(y).max() < 0.05
+
+
+def test_momentum_is_what_running_statistics_keep():
+    unit = ConvNorm(8, 1, momentum=0.75)
+    variables = unit.init(jax.random.key(0), X, train=False)
+    _, new = unit.apply(variables, X, train=True, mutable=["batch_stats"])
+    mean = (X @ np.asarray(variables["params"]["conv"]["kernel"][0, 0])).mean((0, 1, 2))
+    (stats,) = new["batch_stats"]["norm"].values()
+    np.testing.assert_allclose(stats["mean"], 0.25 * mean, rtol=1e-4, atol=1e-5)
