@@ -1,15 +1,16 @@
-"""MobileNetV2 (Sandler et al., CVPR 2018), with dilation for dense prediction.
-
-Its last convolution, from 320 to 1280 channels, is left out: it serves classification.
-"""
+"""MobileNetV2 (Sandler et al., CVPR 2018), with dilation for dense prediction."""
 
 import functools
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mtl_jax.errors import UserError
+from mtl_jax.models.backbones.resnet import OUTPUT_STRIDES
 from mtl_jax.models.modulation import Modulation
 from mtl_jax.models.norm import ConvNorm
 
@@ -24,7 +25,9 @@ STAGES = (  # expansion, channels, blocks, stride: table 2 of the paper
     (6, 320, 1, 1),
 )
 LEVELS = (1, 2, 4, 6)  # stages that are the last of their resolution, from stride 4 on
+TOP = 1280  # channels of the last convolution, which serves classification
 REDUCTION = 4  # of the gates (Maninis et al., CVPR 2019, as released)
+NORMS = ("batch", "group")
 
 
 def scaled(channels: int, width: float) -> int:
@@ -32,6 +35,12 @@ def scaled(channels: int, width: float) -> int:
     wanted = channels * width
     rounded = max(8, int(wanted / 8 + 0.5) * 8)
     return rounded if rounded >= 0.9 * wanted else rounded + 8
+
+
+def blocks_of(depth: float) -> list[int]:
+    """Blocks of the seven stages: the first and the last have one at any depth; others are rounded up."""
+    counts = [blocks for *_, blocks, _ in STAGES]
+    return [counts[0], *(math.ceil(blocks * depth) for blocks in counts[1:-1]), counts[-1]]
 
 
 class InvertedResidual(nn.Module):
@@ -83,7 +92,13 @@ class MobileNetV2(nn.Module):
       width: multiplies all numbers of channels; see `scaled`.
       norm: "batch" or "group".
       output_stride: 8, 16 or 32; input size over size of the last map.
-      modulation: of every block; the stem is shared by all tasks.
+      modulation: of every block; stem and top are shared by all tasks.
+      top: append what the released classifiers read, f[B,1,1,1280]: the average of one more convolution.
+        It gets wider with `width`, but never narrower than 1280.
+      depth: multiplies the numbers of blocks; see `blocks_of`. Networks of another depth than 1 have the
+        stem and the top of width 1, as published (timm's mobilenetv2_110d: width 1.1, depth 1.2; 120d: 1.2
+        and 1.4).
+      remat: compute what is inside the blocks again for the gradient, instead of keeping it.
     """
 
     width: float = 1.0
@@ -91,6 +106,9 @@ class MobileNetV2(nn.Module):
     output_stride: int = 16
     modulation: Modulation = Modulation()
     dtype: Any = jnp.float32
+    top: bool = False
+    depth: float = 1.0
+    remat: bool = False
 
     @property
     def last(self) -> tuple[str, ...]:
@@ -99,25 +117,21 @@ class MobileNetV2(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, task: str | None = None) -> list[jax.Array]:
-        """Normalised image f32[B,H,W,3] -> maps of strides 4, 8, 16, 32 at most.
+        """Normalised image f32[B,H,W,3] -> maps of strides 4, 8, 16, 32 at most, and the top's average.
 
-        With width 1 they have 24, 32, 96 and 320 channels.
+        With width 1 the maps have 24, 32, 96 and 320 channels.
         """
-        x = ConvNorm(
-            scaled(STEM, self.width),
-            3,
-            2,
-            norm=self.norm,
-            activation=nn.relu6,
-            dtype=self.dtype,
-            name="stem",
-        )(x, train)
+        ends = self.width if self.depth == 1 else 1.0
+        unit = functools.partial(ConvNorm, norm=self.norm, activation=nn.relu6, dtype=self.dtype)
+        residual = nn.remat(InvertedResidual, static_argnums=(2, 3)) if self.remat else InvertedResidual
+        x = unit(scaled(STEM, ends), 3, 2, name="stem")(x, train)
         outputs, reached, dilation = [], 2, 1
-        for stage, (expansion, channels, blocks, wanted) in enumerate(STAGES):
+        for stage, blocks in enumerate(blocks_of(self.depth)):
+            expansion, channels, _, wanted = STAGES[stage]
             stride = wanted if reached * wanted <= self.output_stride else 1
             reached, dilation = reached * stride, dilation * (wanted // stride)
             for block in range(blocks):
-                x = InvertedResidual(
+                x = residual(
                     scaled(channels, self.width),
                     expansion,
                     stride if block == 0 else 1,
@@ -128,4 +142,39 @@ class MobileNetV2(nn.Module):
                     name=f"stage{stage + 1}_block{block + 1}",
                 )(x, train, task)
             outputs.append(x)
-        return [outputs[stage] for stage in LEVELS]
+        maps = [outputs[stage] for stage in LEVELS]
+        if self.top:
+            x = unit(max(TOP, scaled(TOP, ends)), 1, name="top")(x, train)
+            maps.append(jnp.mean(x, (1, 2), keepdims=True))
+        return maps
+
+
+def build(
+    dtype: str,
+    width: float = 1.0,
+    depth: float = 1.0,
+    norm: str = "batch",
+    output_stride: int = 16,
+    modulation: Modulation | None = None,
+    top: bool = False,
+    remat: bool = False,
+) -> MobileNetV2:
+    """A MobileNetV2 whose computation has this `dtype`; for the options see there.
+
+    Raises:
+      UserError: an option that is none of those.
+    """
+    _check("norm", norm, NORMS)
+    _check("output_stride", output_stride, OUTPUT_STRIDES)
+    for key, factor in {"width": width, "depth": depth}.items():
+        if factor <= 0:
+            raise UserError(f"config.model.encoder.{key} is {factor}: give a positive factor, as 1.4")
+    kind, modulation = jnp.dtype(dtype), modulation or Modulation()
+    return MobileNetV2(width, norm, output_stride, modulation, kind, top, depth, remat)
+
+
+def _check(key: str, value: Any, known: Sequence[Any]) -> None:
+    if value not in known:
+        raise UserError(
+            f"config.model.encoder.{key} is {value!r}: choose one of {', '.join(map(str, known))}"
+        )

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from scipy.signal import correlate2d
 
+from mtl_jax.errors import UserError
 from mtl_jax.models import cost
-from mtl_jax.models.backbones.mobilenet_v2 import InvertedResidual, MobileNetV2, scaled
+from mtl_jax.models.backbones.mobilenet_v2 import InvertedResidual, MobileNetV2, build, scaled
 from mtl_jax.models.conv import Conv
 from mtl_jax.models.modulation import Modulation
 
@@ -36,6 +37,27 @@ def test_widths_are_those_of_the_released_weights(width, millions):
     last = max(1280, scaled(1280, width))
     total = weights + scaled(320, width) * last + last * 1001 + 1001
     assert round(total / 1e6, 2) == millions
+
+
+# Totals of timm's networks, with a classifier of 1000 outputs; it releases weights of those from 0.5 on.
+@pytest.mark.parametrize(
+    "width,depth,expected",
+    [
+        (0.35, 1.0, 1_677_128),
+        (0.5, 1.0, 1_968_680),
+        (0.75, 1.0, 2_636_424),
+        (1.0, 1.0, 3_504_872),
+        (1.4, 1.0, 6_108_776),
+        (1.1, 1.2, 4_516_520),
+        (1.2, 1.4, 5_831_144),
+    ],
+)
+def test_parameters_with_the_classifier(width, depth, expected):
+    module = MobileNetV2(width, top=True, depth=depth)
+    features = scaled(1280, width) if width == 1.4 else 1280
+    maps = jax.eval_shape(lambda: module.init_with_output(jax.random.key(0), IMAGE, False))[0]
+    assert len(maps) == 5 and maps[-1].shape == (1, 1, 1, features)
+    assert cost.parameters(shapes(module)) + features * 1000 + 1000 == expected
 
 
 def test_gates_have_a_fourth_of_the_channels():
@@ -89,6 +111,68 @@ def test_the_stem_is_shared_and_blocks_are_modulated():
     assert set(params["stage7_block1"]) == {"conv1", "conv2", "conv3"}
     assert set(params["stage7_block1"]["conv1"]) == {"conv", "norm@t"}
     assert set(params["stage7_block1"]["conv3"]) == {"conv", "norm@t", "se@t"}
+
+
+def step(module, variables, image):
+    """Maps of training, the gradient of a loss, and the new statistics."""
+
+    def loss(params):
+        inputs = {**variables, "params": params}
+        maps, new = module.apply(inputs, image, True, mutable=["batch_stats"])
+        return sum(jnp.mean(jnp.sin(m.astype(jnp.float32))) for m in maps), (maps, new)
+
+    gradient, (maps, new) = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
+    return maps, gradient, new["batch_stats"]
+
+
+SMALL = MobileNetV2(0.125, top=True, depth=0.3)  # one stage with two blocks
+
+
+def test_training_with_and_without_remat(random_variables):
+    """The same names, maps, gradients and statistics."""
+    image = jax.random.normal(jax.random.key(1), (2, 33, 32, 3))
+    module = SMALL
+    variables = random_variables(module, image, False)
+    maps, gradient, statistics = step(module, variables, image)
+    assert all(jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(gradient))
+    assert all(jnp.any(g != 0) for g in jax.tree.leaves(gradient))
+    moved = jax.tree.map(lambda new, old: jnp.any(new != old), statistics, variables["batch_stats"])
+    assert all(jax.tree.leaves(moved))
+    again = module.clone(remat=True)
+    assert jax.tree.structure(shapes(again)) == jax.tree.structure(shapes(module))
+    assert "remat" in str(jax.make_jaxpr(lambda v: again.apply(v, image, False))(variables))
+    for ours, theirs in zip(
+        jax.tree.leaves(step(again, variables, image)),
+        jax.tree.leaves((maps, gradient, statistics)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_stays_close(random_variables):
+    image = jax.random.normal(jax.random.key(1), (1, 33, 32, 3))
+    variables = random_variables(SMALL, image, False)
+    half = SMALL.clone(dtype=jnp.bfloat16)
+    assert {p.dtype for p in jax.tree.leaves(shapes(half))} == {jnp.dtype("float32")}
+    ours, theirs = (jax.jit(lambda v, m=m: m.apply(v, image, False))(variables) for m in (half, SMALL))
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.dtype == jnp.bfloat16
+        assert jnp.abs(a - b).max() < 0.05 * jnp.abs(b).max()
+
+
+def test_build_checks_its_options():
+    gates = Modulation("shared")
+    built = build("float32", 0.5, 1.2, "group", 8, gates, top=True, remat=True)
+    assert built == MobileNetV2(0.5, "group", 8, gates, jnp.dtype("float32"), True, 1.2, True)
+    assert build("float32").modulation == Modulation()
+    for options, told in (
+        ({"norm": "layer"}, "norm is 'layer': choose one of batch, group"),
+        ({"output_stride": 4}, "output_stride is 4: choose one of 8, 16, 32"),
+        ({"width": 0}, "width is 0: give a positive factor"),
+        ({"depth": -1.0}, "depth is -1.0: give a positive factor"),
+    ):
+        with pytest.raises(UserError, match=f"config.model.encoder.{told}"):
+            build("float32", **options)
 
 
 def relu6(x):
