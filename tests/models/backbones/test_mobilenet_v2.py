@@ -9,6 +9,7 @@ from scipy.signal import correlate2d
 
 from mtl_jax.errors import UserError
 from mtl_jax.models import cost
+from mtl_jax.models.backbones import mobilenet_v2
 from mtl_jax.models.backbones.mobilenet_v2 import InvertedResidual, MobileNetV2, build, scaled
 from mtl_jax.models.conv import Conv
 from mtl_jax.models.modulation import Modulation
@@ -125,21 +126,25 @@ def step(module, variables, image):
     return maps, gradient, new["batch_stats"]
 
 
-SMALL = MobileNetV2(0.125, top=True, depth=0.3)  # one stage with two blocks
+@pytest.fixture
+def short(monkeypatch):
+    """A network of three stages, quick to compile."""
+    monkeypatch.setattr(mobilenet_v2, "STAGES", ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 1, 2)))
+    monkeypatch.setattr(mobilenet_v2, "LEVELS", (1, 2))
+    return MobileNetV2(0.25, top=True)
 
 
-def test_training_with_and_without_remat(random_variables):
+def test_training_with_and_without_remat(short, random_variables):
     """The same names, maps, gradients and statistics."""
     image = jax.random.normal(jax.random.key(1), (2, 33, 32, 3))
-    module = SMALL
-    variables = random_variables(module, image, False)
-    maps, gradient, statistics = step(module, variables, image)
+    variables = random_variables(short, image, False)
+    maps, gradient, statistics = step(short, variables, image)
     assert all(jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(gradient))
     assert all(jnp.any(g != 0) for g in jax.tree.leaves(gradient))
     moved = jax.tree.map(lambda new, old: jnp.any(new != old), statistics, variables["batch_stats"])
     assert all(jax.tree.leaves(moved))
-    again = module.clone(remat=True)
-    assert jax.tree.structure(shapes(again)) == jax.tree.structure(shapes(module))
+    again = short.clone(remat=True)
+    assert jax.tree.structure(shapes(again)) == jax.tree.structure(shapes(short))
     assert "remat" in str(jax.make_jaxpr(lambda v: again.apply(v, image, False))(variables))
     for ours, theirs in zip(
         jax.tree.leaves(step(again, variables, image)),
@@ -149,12 +154,12 @@ def test_training_with_and_without_remat(random_variables):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_bfloat16_stays_close(random_variables):
+def test_bfloat16_stays_close(short, random_variables):
     image = jax.random.normal(jax.random.key(1), (1, 33, 32, 3))
-    variables = random_variables(SMALL, image, False)
-    half = SMALL.clone(dtype=jnp.bfloat16)
+    variables = random_variables(short, image, False)
+    half = short.clone(dtype=jnp.bfloat16)
     assert {p.dtype for p in jax.tree.leaves(shapes(half))} == {jnp.dtype("float32")}
-    ours, theirs = (jax.jit(lambda v, m=m: m.apply(v, image, False))(variables) for m in (half, SMALL))
+    ours, theirs = (jax.jit(lambda v, m=m: m.apply(v, image, False))(variables) for m in (half, short))
     for a, b in zip(ours, theirs, strict=True):
         assert a.dtype == jnp.bfloat16
         assert jnp.abs(a - b).max() < 0.05 * jnp.abs(b).max()
