@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mtl_jax.errors import UserError
 from mtl_jax.models.modulation import Modulation
-from mtl_jax.models.norm import ConvNorm
+from mtl_jax.models.norm import KINDS, ConvNorm
 
 STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels, convolutions
 STRIDE = 2 ** len(STAGES)
@@ -71,12 +72,19 @@ class SegNetEncoder(nn.Module):
       width: multiplies all numbers of channels; see `scaled`.
       norm: "batch", "group" or "instance".
       modulation: of every unit.
+      remat: compute what is inside the units again for the gradient, instead of keeping it.
     """
 
     width: float = 1.0
     norm: str = "batch"
     modulation: Modulation = Modulation()
     dtype: Any = jnp.float32
+    remat: bool = False
+
+    @property
+    def last(self) -> tuple[str, ...]:
+        """Path of the last convolution's parameters."""
+        return f"stage{len(STAGES)}_conv{STAGES[-1][1]}", "conv"
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, task: str | jax.Array | None = None) -> list[jax.Array]:
@@ -86,10 +94,15 @@ class SegNetEncoder(nn.Module):
         """
         missing = [(0, -n % STRIDE) for n in x.shape[1:3]]
         x = jnp.pad(x, ((0, 0), *missing, (0, 0)), "edge")
+        make = unit
+        if self.remat:
+            # Of (self, x, train, task), what is no array is static; with tables, the task is an array.
+            static = (2,) if self.modulation.film else (2, 3)
+            make = functools.partial(nn.remat(ConvNorm, static_argnums=static), **unit.keywords)
         indices = []
         for stage, (channels, units) in enumerate(STAGES):
             for number in range(units):
-                x = unit(
+                x = make(
                     scaled(channels, self.width),
                     norm=self.norm,
                     modulation=self.modulation,
@@ -99,3 +112,16 @@ class SegNetEncoder(nn.Module):
             x, index = argmax_pool(x)
             indices.append(index)
         return [*indices, x]
+
+
+def build(dtype: str, width: float = 1.0, norm: str = "batch", remat: bool = False) -> SegNetEncoder:
+    """A SegNetEncoder whose computation has this `dtype`; for the options see there.
+
+    Raises:
+      UserError: an option that is none of those.
+    """
+    if norm not in KINDS:
+        raise UserError(f"config.model.encoder.norm is {norm!r}: choose one of {', '.join(KINDS)}")
+    if width <= 0:
+        raise UserError(f"config.model.encoder.width is {width}: give a positive factor, as 0.5")
+    return SegNetEncoder(width, norm, dtype=jnp.dtype(dtype), remat=remat)

@@ -3,9 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from mtl_jax.errors import UserError
 from mtl_jax.models import cost
-from mtl_jax.models.backbones.segnet import SegNetEncoder, argmax_pool, scaled, unit, unpool
+from mtl_jax.models.backbones import segnet
+from mtl_jax.models.backbones.segnet import SegNetEncoder, argmax_pool, build, scaled, unit, unpool
 from mtl_jax.models.modulation import Modulation
 
 # Few different values: most windows have their maximum more than once.
@@ -138,3 +141,59 @@ def test_starts_xavier_normal():
     ]
     np.testing.assert_allclose(np.std(params["conv"]["kernel"]), np.sqrt(2 / (9 * (64 + 128))), rtol=0.02)
     assert not params["conv"]["bias"].any()
+
+
+@pytest.mark.parametrize("film", [0, 3])
+def test_training_with_and_without_remat(monkeypatch, random_variables, film):
+    """The same names, latents, gradients and statistics."""
+    monkeypatch.setattr(segnet, "STAGES", ((64, 2), (128, 1)))  # quick to compile
+    encoder = SegNetEncoder(0.01, modulation=Modulation(film=film))
+    image = jax.random.normal(jax.random.key(0), (2, 32, 64, 3))
+    column = jnp.array([2, 0]) if film else None
+    variables = random_variables(encoder, image, False, column)
+
+    def step(encoder):
+        def loss(params):
+            inputs = {**variables, "params": params}
+            maps, new = encoder.apply(inputs, image, True, column, mutable=["batch_stats"])
+            return jnp.sum(jnp.sin(maps[-1])), (maps, new["batch_stats"])
+
+        return jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
+
+    gradient, (maps, statistics) = step(encoder)
+    assert all(jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(gradient))
+    assert all(jnp.any(g != 0) for g in jax.tree.leaves(gradient["stage1_conv1"]["norm"]))
+    moved = jax.tree.map(lambda new, old: jnp.any(new != old), statistics, variables["batch_stats"])
+    assert all(jax.tree.leaves(moved))
+    again = encoder.clone(remat=True)
+    assert "remat" in str(jax.make_jaxpr(lambda v: again.apply(v, image, False, column)[-1])(variables))
+    ours, theirs = step(again), (gradient, (maps, statistics))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), ours, theirs)
+
+
+def test_the_last_convolution():
+    encoder = SegNetEncoder(0.25)
+    _, variables = shapes(encoder, jnp.zeros((1, 32, 32, 3)), False)
+    name, kind = encoder.last
+    assert list(variables["params"])[-1] == name
+    assert variables["params"][name][kind]["kernel"].shape == (3, 3, 128, 128)
+
+
+def test_bfloat16_stays_close(random_variables):
+    """Places may differ where values are close; the maxima are close then too."""
+    image = jax.random.normal(jax.random.key(0), (1, 32, 64, 3))
+    exact, half = SegNetEncoder(0.05), build("bfloat16", 0.05)
+    variables = random_variables(exact, image, False)
+    ours, theirs = (jax.jit(lambda v, e=e: e.apply(v, image, False)[-1])(variables) for e in (half, exact))
+    assert ours.dtype == jnp.bfloat16
+    assert jnp.abs(ours - theirs).max() < 0.05 * jnp.abs(theirs).max()
+
+
+def test_build_checks_its_options():
+    assert build("float32", 0.5, "group", True) == SegNetEncoder(0.5, "group", remat=True)
+    with pytest.raises(
+        UserError, match="config.model.encoder.norm is 'layer': choose one of batch, group, in"
+    ):
+        build("float32", norm="layer")
+    with pytest.raises(UserError, match="config.model.encoder.width is 0: give a positive factor"):
+        build("float32", 0)
