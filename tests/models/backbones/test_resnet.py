@@ -6,9 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mtl_jax.errors import UserError
 from mtl_jax.models import cost
 from mtl_jax.models.backbones import resnet
-from mtl_jax.models.backbones.resnet import Bottleneck, ResNet, base_channels, max_pool
+from mtl_jax.models.backbones.resnet import Bottleneck, ResNet, average_pool, base_channels, build, max_pool
+from mtl_jax.models.modulation import Modulation
 
 
 def shapes(module, image=(1, 64, 64, 3)):
@@ -30,6 +32,27 @@ def shapes(module, image=(1, 64, 64, 3)):
 def test_parameters_are_those_published(depth, expected):
     for options in ({}, {"norm": "group"}, {"output_stride": 8}, {"stride_in_1x1": True}):
         assert cost.parameters(shapes(ResNet(depth, **options))["params"]) == expected
+
+
+CLASSIFIER = 2048 * 1000 + 1000
+
+
+@pytest.mark.parametrize(
+    "options,expected",
+    [  # timm's published totals
+        ({"depth": 26}, 15_995_176),
+        ({"depth": 26, "deep_stem": True, "average_shortcut": True}, 16_014_408),
+        ({"deep_stem": True}, 25_576_264),
+        ({"deep_stem": True, "average_shortcut": True}, 25_576_264),
+        ({"modulation": Modulation(se="shared")}, 28_088_024),
+        ({"norm": "group"}, 25_557_032),
+        ({"groups": 32, "group_width": 4}, 25_028_904),
+        ({"depth": 101, "groups": 32, "group_width": 8}, 88_791_336),
+    ],
+)
+def test_parameters_of_the_variants(options, expected):
+    params = shapes(ResNet(**{"depth": 50, **options}, top=True))["params"]
+    assert cost.parameters(params) == expected - CLASSIFIER
 
 
 @pytest.mark.parametrize("output_stride,last", [(32, (2, 3)), (16, (4, 5)), (8, (7, 9))])
@@ -86,3 +109,123 @@ def test_max_pool_is_the_window_maximum(size):
     np.testing.assert_array_equal(max_pool(x), window(x))
     ours, theirs = (jax.grad(lambda x, f=f: jnp.sum(jnp.sin(f(x))))(x) for f in (max_pool, window))
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def test_average_pool():
+    x = jnp.arange(15.0).reshape(1, 3, 5, 1)
+    halved, dense = (average_pool(x, stride)[0, ..., 0] for stride in (2, 1))
+    np.testing.assert_allclose(halved, [[3, 5, 6.5], [10.5, 12.5, 14]])
+    full = np.pad(np.asarray(x)[0, ..., 0], ((0, 1), (0, 1)))
+    np.testing.assert_allclose(dense, (full[:-1, :-1] + full[:-1, 1:] + full[1:, :-1] + full[1:, 1:]) / 4)
+
+
+SMALL = {"depth": 26, "width": 0.125, "output_stride": 8}
+MODULATED = Modulation("task", adapters=True, norm=True)
+VARIANTS = {
+    "d": {"deep_stem": True, "average_shortcut": True, "modulation": MODULATED},
+    "next-gn": {"norm": "group", "groups": 2, "group_width": 32, "stride_in_1x1": True},
+}
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """A first and a last stage of one block: quick to compile."""
+    monkeypatch.setitem(resnet.BLOCKS, 26, (1, 0, 0, 1))
+
+
+IMAGE = np.random.default_rng(0).normal(size=(2, 33, 32, 3)).astype(np.float32)
+
+
+def step(encoder, variables, task):
+    """Maps, updated statistics and gradients of a step of training."""
+
+    def loss(params):
+        told = {**variables, "params": params}
+        maps, state = encoder.apply(told, IMAGE, True, task, mutable=["batch_stats"])
+        return sum(jnp.mean(jnp.square(m)) for m in maps), (maps, state)
+
+    (_, (maps, state)), gradients = jax.value_and_grad(loss, has_aux=True)(variables["params"])
+    return maps, state, gradients
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_remat_changes_nothing(few, random_variables, variant):
+    """Neither names nor maps, statistics and gradients; those are finite, and the statistics move."""
+    encoder = ResNet(**SMALL, **VARIANTS[variant], top=True)
+    again = encoder.clone(remat=True)
+    variables = random_variables(encoder, IMAGE, False, "t")
+    names = jax.eval_shape(lambda: again.init(jax.random.key(0), IMAGE, False, "t"))
+    assert jax.tree.structure(names) == jax.tree.structure(variables)
+    once, twice = jax.jit(lambda v: (step(encoder, v, "t"), step(again, v, "t")))(variables)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), once, twice)
+    _, state, gradients = once
+    assert all(np.isfinite(leaf).all() and np.any(leaf) for leaf in jax.tree.leaves(gradients))
+    assert bool(state) == (variant == "d")
+    for name in state:
+        jax.tree.map(lambda a, b: np.testing.assert_(np.any(a != b)), state[name], variables[name])
+
+
+def test_remat_with_tables(few):
+    """There the task is an array, which a step must not take for a name."""
+    encoder = ResNet(26, 0.125, "group", 8, modulation=Modulation(film=3), remat=True)
+    column = jnp.array([2, 0])
+    variables = jax.eval_shape(lambda: encoder.init(jax.random.key(0), IMAGE, False, column))
+    assert jax.eval_shape(lambda v, c: step(encoder, v, c), variables, column)
+
+
+def test_bfloat16_stays_close_and_top_is_a_mean(few, random_variables):
+    encoder = ResNet(**SMALL, deep_stem=True, average_shortcut=True, top=True)
+    variables = random_variables(encoder, IMAGE, False)
+    both = [encoder, encoder.clone(dtype=jnp.bfloat16)]
+    exact, rough = jax.jit(lambda v: [module.apply(v, IMAGE, False) for module in both])(variables)
+    for a, b in zip(exact, rough, strict=True):
+        assert b.dtype == jnp.bfloat16
+        assert jnp.max(jnp.abs(a - b)) < 0.03 * jnp.max(jnp.abs(a))
+    *_, last, top = exact
+    np.testing.assert_allclose(top, np.mean(last, (1, 2), keepdims=True), rtol=1e-4, atol=1e-6)
+
+
+def test_last_is_a_convolution():
+    for depth in resnet.BLOCKS:
+        encoder = ResNet(depth, 0.125)
+        at = shapes(encoder)["params"]
+        for name in encoder.last:
+            at = at[name]
+        assert at["kernel"].shape == (1, 1, 64, 256)
+
+
+def test_build():
+    assert build("bfloat16", depth=26, top=True) == ResNet(26, top=True, dtype=jnp.dtype("bfloat16"))
+    options = {
+        "width": 0.5,
+        "norm": "group",
+        "output_stride": 8,
+        "stride_in_1x1": True,
+        "modulation": Modulation("shared"),
+        "deep_stem": True,
+        "average_shortcut": True,
+        "groups": 32,
+        "group_width": 4,
+        "remat": True,
+    }
+    assert build("float32", **options) == ResNet(50, **options, dtype=jnp.dtype("float32"))
+
+
+@pytest.mark.parametrize(
+    "options,told",
+    [
+        ({"depth": 18}, "config.model.encoder.depth is 18: choose one of 26, 50, 101, 152"),
+        ({"norm": "layer"}, "config.model.encoder.norm is 'layer': choose one of batch, group"),
+        ({"output_stride": 4}, "config.model.encoder.output_stride is 4: choose one of 8, 16, 32"),
+        ({"width": 0}, "config.model.encoder.width is 0: give a positive factor, as 0.5"),
+        ({"groups": 0}, "config.model.encoder.groups is 0: give 1, or more for a ResNeXt, as 32"),
+        (
+            {"width": 0.25, "groups": 2, "group_width": 3},
+            "config.model.encoder.group_width is 3: give at least 4",
+        ),
+    ],
+)
+def test_options_that_build_refuses(options, told):
+    with pytest.raises(UserError) as error:
+        build("float32", **options)
+    assert str(error.value) == told
