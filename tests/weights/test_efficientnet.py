@@ -74,7 +74,7 @@ def test_a_timm_network_gives_the_same_maps(torch, timm, lite, padding, output_s
         assert_close(mine, published)
 
 
-@pytest.mark.parametrize("variant", ["b0", "lite0"])
+@pytest.mark.parametrize("variant", ["b0", pytest.param("lite0", marks=pytest.mark.slow)])
 def test_the_classifier_of_a_whole_network_gives_the_same_logits(torch, timm, variant):
     theirs = randomise(timm.create_model(f"tf_efficientnet_{variant}"))
     ours = EfficientNet(lite=variant == "lite0", output_stride=32, top=True, **TENSORFLOW)

@@ -89,15 +89,14 @@ def test_the_top_has_parameters_of_its_own():
     assert len(maps) == 5 and maps[-1].shape == (2, 1, 1, 320)
 
 
-def test_the_path_of_the_last_convolution():
-    for variant in ("b0", "b2", "lite2"):
-        module = build("float32", variant, width=0.25)
-        params = shapes(module)["params"]
-        for key in module.last:
-            params = params[key]
-        assert set(params) == {"kernel"}
-        names = re.findall(r"stage7_block(\d)", " ".join(shapes(module)["params"]))
-        assert f"stage7_block{max(names)}" == module.last[0]
+@pytest.mark.parametrize("variant", ["b2", "lite2"])
+def test_the_path_of_the_last_convolution(variant):
+    module = build("float32", variant)
+    params = tree = shapes(module, (1, 2, 2, 3))["params"]
+    for name in module.last:
+        tree = tree[name]
+    assert set(tree) == {"kernel"}
+    assert module.last[0] == max(name for name in params if name.startswith("stage7"))
 
 
 def run(module, variables, image):
@@ -106,21 +105,19 @@ def run(module, variables, image):
 
 @pytest.mark.parametrize("padding", ["symmetric", "same"])
 def test_dilated_maps_contain_the_strided_ones(random_variables, padding):
-    """Every second place of the denser map is the strided one's: the first, or, with "same", the second.
+    """Every second place of a doubled map is the strided one's: the first, or, with "same", the second.
 
     Without gates: they average more places.
     """
     image = np.random.default_rng(2).normal(size=(1, 64, 96, 3)).astype(np.float32)
-    strided = EfficientNet(0.5, 0.5, lite=True, output_stride=32, padding=padding)
+    strided = EfficientNet(0.5, 0.3, lite=True, output_stride=32, padding=padding)
     variables = random_variables(strided, image, False)
     expected = run(strided, variables, image)[-1]
     assert jnp.std(expected) > 0.1
-    for output_stride in (16, 8):
-        step = 32 // output_stride
-        first = step - 1 if padding == "same" else 0
-        dense = run(strided.clone(output_stride=output_stride), variables, image)[-1]
-        assert dense.shape[1:3] == (64 // output_stride, 96 // output_stride)
-        np.testing.assert_allclose(dense[:, first::step, first::step], expected, rtol=1e-3, atol=1e-4)
+    dense = run(strided.clone(output_stride=8), variables, image)[-1]
+    first = 3 if padding == "same" else 0
+    assert dense.shape[1:3] == (8, 12)
+    np.testing.assert_allclose(dense[:, first::4, first::4], expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("kernel", [3, 5])
