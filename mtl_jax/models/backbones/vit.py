@@ -42,8 +42,9 @@ def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     if jax.default_backend() != "cpu":
         return jax.nn.dot_product_attention(query, key, value)
     # Forward 19 against 47 ms, gradient 82 against 149 ms for 2x577x12x64.
-    query, key, value = (x.swapaxes(1, 2) for x in (query * query.shape[-1] ** -0.5, key, value))
+    query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
     scores = jnp.matmul(query, key.swapaxes(2, 3), preferred_element_type=jnp.float32)
+    scores *= query.shape[-1] ** -0.5
     return jnp.matmul(nn.softmax(scores).astype(value.dtype), value).swapaxes(1, 2)
 
 

@@ -124,16 +124,17 @@ def test_positions_of_another_grid_are_resampled_in_place():
     np.testing.assert_allclose(larger[4:-4, 4:-4, 1], np.tile(np.arange(4) / 2 + 1.75, (8, 1)), atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_attention_is_the_library_function(monkeypatch, dtype):
-    """On CPU it has a formulation of its own; elsewhere it is that of JAX."""
-    query, key, value = jax.random.normal(jax.random.key(0), (3, 2, 7, 3, 5), dtype)
-    ours = jax.jit(vit.attention)(query, key, value)
+@pytest.mark.parametrize("dtype,tolerance", [(jnp.float32, 1e-5), (jnp.bfloat16, 0.01)])
+def test_attention_is_the_library_function(monkeypatch, dtype, tolerance):
+    """On CPU it has a formulation of its own; elsewhere it is that of JAX. Both have float32 weights."""
+    query, key, value = 3 * jax.random.normal(jax.random.key(0), (3, 2, 7, 3, 5), dtype)
+    exact = jax.nn.dot_product_attention(*(x.astype(jnp.float32) for x in (query, key, value)))
+    ours = vit.attention(query, key, value)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     theirs = vit.attention(query, key, value)
-    assert ours.dtype == theirs.dtype == dtype
-    tolerance = 1e-6 if dtype == jnp.float32 else 0.03
-    np.testing.assert_allclose(ours.astype(float), theirs.astype(float), atol=tolerance)
+    for result in (ours, theirs):
+        assert result.dtype == dtype
+        assert jnp.abs(result - exact).max() < tolerance * jnp.abs(exact).max()
 
 
 def test_remat_changes_nothing_but_memory(tiny):
@@ -206,9 +207,9 @@ def test_drop_path_rises_to_the_last_block(tiny, monkeypatch):
     monkeypatch.setattr(
         vit.Block, "__call__", lambda self, x, train: drops.append(self.drop) or apply(self, x, train)
     )
-    module.clone(drop_path=0.15).apply(variables, image, False)
+    jax.eval_shape(lambda v: module.clone(drop_path=0.15).apply(v, image, False), variables)
     np.testing.assert_allclose(drops, [0, 0.05, 0.1, 0.15])
-    module.apply(variables, image, True)  # no random numbers where nothing drops
+    jax.eval_shape(lambda v: module.apply(v, image, True), variables)  # no rng where nothing drops
 
 
 def test_build_takes_the_variant_and_what_is_said_besides():
