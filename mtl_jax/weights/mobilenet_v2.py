@@ -1,5 +1,6 @@
 """Published weights of models/backbones/mobilenet_v2.py."""
 
+import dataclasses
 import re
 from collections.abc import Callable
 from typing import Any
@@ -95,8 +96,13 @@ def _timm(unit: str, encoder: Any) -> tuple[str, str]:
 # What only the classifier needs is left where the network has none.
 TOP = (r"features\.18\..*", r"classifier\.1\..*")
 
+_torchvisions = Source(_torch(_torchvision, "classifier.1"), IMAGENET, unused=(*TOP, COUNTERS))
+
 SOURCES = {
-    "torchvision": Source(_torch(_torchvision, "classifier.1"), IMAGENET, unused=(*TOP, COUNTERS)),
+    "torchvision": _torchvisions,
+    "torchvision_v2": dataclasses.replace(
+        _torchvisions, preprocessing=dataclasses.replace(IMAGENET, crop=224 / 232)
+    ),
     "timm": Source(
         _torch(_timm, "classifier"), IMAGENET, unused=(r"(conv_head|bn2|classifier)\..*", COUNTERS)
     ),

@@ -109,33 +109,50 @@ class _Storage:
         self.values[:] = np.frombuffer(raw, self.stored)
 
 
-class _Unpickler(pickle.Unpickler):
-    """Builds plain containers and tensors, and nothing else; `storages` are those that it met, by key."""
+class LimitedUnpickler(pickle.Unpickler):
+    """Builds plain containers and what `known` has besides, and nothing else.
 
-    def __init__(self, stream: BinaryIO, path: Path | str):
-        super().__init__(stream, encoding="utf-8")  # of strings that Python 2 wrote
-        self.storages: dict[str, _Storage] = {}
+    Args:
+      encoding: of strings that Python 2 wrote.
+    """
+
+    def __init__(self, stream: BinaryIO, path: Path | str, encoding: str = "utf-8"):
+        super().__init__(stream, encoding=encoding)
         self._path = path
-        self._size = os.path.getsize(path)
+
+    def known(self) -> dict[tuple[str, str], Any]:
+        """What a pickle may name, by module and name: made anew for each name that it uses, since it may
+        set attributes of what it named. A mere word has nothing to call or to change.
+        """
+        return {("collections", "OrderedDict"): collections.OrderedDict}
 
     def find_class(self, module: str, name: str) -> Any:
-        """What a pickle may name. A storage's type is a mere word: there is nothing to call or to change."""
-        if module == "torch" and name in STORED:
-            return name
-        known = {
-            ("collections", "OrderedDict"): collections.OrderedDict,
+        """The known object of that name; raises UserError for any other."""
+        known = self.known()
+        if (module, name) not in known:
+            raise UserError(
+                f"{self._path} holds the Python object {module}.{name}, which is not read because loading it"
+                " runs code: save tensors or arrays in plain dicts and lists"
+            )
+        return known[module, name]
+
+
+class _Unpickler(LimitedUnpickler):
+    """Tensors besides; `storages` are those that it met, by key."""
+
+    def __init__(self, stream: BinaryIO, path: Path | str):
+        super().__init__(stream, path)
+        self.storages: dict[str, _Storage] = {}
+        self._size = os.path.getsize(path)
+
+    def known(self) -> dict[tuple[str, str], Any]:
+        return super().known() | {
+            **{("torch", name): name for name in STORED},
             ("torch", "Size"): tuple,
-            # Made anew each time, since a pickle may set attributes of what it named.
             ("torch._utils", "_rebuild_tensor"): lambda *args: _tensor(*args[:4]),
             ("torch._utils", "_rebuild_tensor_v2"): lambda *args: _tensor(*args[:4]),
             ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
         }
-        if (module, name) not in known:
-            raise UserError(
-                f"{self._path} holds the Python object {module}.{name}, which is not read because loading it"
-                " runs code: save tensors in plain dicts and lists"
-            )
-        return known[module, name]
 
     def persistent_load(self, reference: Any) -> np.ndarray:
         """The values of a storage, [count]: room for them as yet."""
