@@ -1,15 +1,16 @@
 """Random changes of one training example: seeded, without state, the same geometry for image and labels."""
 
-import functools
 import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import tensorflow as tf
 
 from mtl_jax.data.dataset import Example
+from mtl_jax.data.look_up import to_float32
 from mtl_jax.data.rand_augment import LUMA, rand_augment
 from mtl_jax.tasks.base import Array, Task, namespace
 from mtl_jax.views import View
@@ -18,7 +19,7 @@ tf.config.set_visible_devices([], "GPU")  # the accelerator's memory belongs to 
 
 GREY = 128 / 255  # padding of images: near zero after the usual normalisation; a level of uint8
 
-Pair = tuple[tf.Tensor, dict[str, tf.Tensor]]
+Pair = tuple[Array, dict[str, Array]]
 """(image, labels by task)"""
 
 
@@ -37,30 +38,30 @@ class Changed(NamedTuple):
 
 
 class Geometry(NamedTuple):
-    """How the canvas that the network sees is filled from the image: numbers, or scalar tensors.
+    """How the canvas that the network sees is filled from the image.
 
     The image's rows [top, top + height) are resized to the rows [above, above + inner_height) of the
     canvas, columns alike; then the canvas is turned about its centre, counter-clockwise as seen, and
     mirrored left to right.
     """
 
-    top: Any
-    height: Any
-    above: Any
-    inner_height: Any
-    left: Any
-    width: Any
-    beside: Any
-    inner_width: Any
-    scale: Any
-    radians: Any
-    flip: Any
+    top: int
+    height: int
+    above: int
+    inner_height: int
+    left: int
+    width: int
+    beside: int
+    inner_width: int
+    scale: float
+    radians: float
+    flip: bool
 
 
-Move = tuple[tf.Tensor, str, float]
+Move = tuple[Array, str, float]
 """(array [h,w,C], interpolation, fill)"""
 
-Warp = Callable[[Sequence[Move]], list[tf.Tensor]]
+Warp = Callable[[Sequence[Move]], list[Array]]
 """Moves arrays -> [H,W,C] each; keeps the dtype, or turns it to f32 where it must mix."""
 
 
@@ -76,10 +77,10 @@ def draw(seed: int, position: int) -> np.ndarray:
 def cut(
     example: Example, numbers: np.ndarray, tasks: Mapping[str, Task], size: tuple[int, int], options: Any
 ) -> list[np.ndarray]:
-    """What of an example the canvas shows: its numbers f32[14], the image, and the labels, for `augment`.
+    """An example on the canvas: numbers f32[12], the image, and the labels, for `augment`.
 
-    Without rotation the image is cut, and maps that are copied are at their places already: of all that is
-    decoded only this is handed over to TensorFlow.
+    Maps that are to be turned stay as they are, since that is TensorFlow's; all others are at their places
+    and have the values that they get there. (TensorFlow takes several times as long.)
 
     Args:
       example: image and labels.
@@ -87,26 +88,18 @@ def cut(
       tasks: the tasks by name.
       size, options: as of `augment`.
     """
-    image = example["image"]
-    labels = {name: able_to_hold(task.fill, example["labels"][name]) for name, task in tasks.items()}
-    g = _choose(image.shape[:2], size, options, numbers)
-    vector = np.array([*g, *numbers[5:]], np.float32)
-    if options.rotate:
-        return [vector, image, *labels.values()]
-
-    rows, columns = _sources(g.height, g.inner_height), _sources(g.width, g.inner_width)
-    columns = columns[::-1] if g.flip else columns
-    left = size[1] - g.inner_width - g.beside if g.flip else g.beside
-    window = np.s_[g.top : g.top + g.height, g.left : g.left + g.width]
-
-    def cut_label(label: np.ndarray, task: Task) -> np.ndarray:
-        if not task.label_is_map:
-            return label
-        if task.interpolation == "nearest":
-            return _copy(label[window], rows, columns, (g.above, left), size, task.fill)
-        return label[window]
-
-    return [vector, image[window], *(cut_label(labels[name], task) for name, task in tasks.items())]
+    g = _choose(example["image"].shape[:2], size, options, numbers)
+    matrix = _canvas_to_image(g, size)
+    vector = np.array([*matrix.ravel(), g.scale, g.radians, g.flip, *numbers[5:]], np.float32)
+    image, labels = example["image"], {name: example["labels"][name] for name in tasks}
+    window = np.s_[:] if options.rotate else np.s_[g.top : g.top + g.height, g.left : g.left + g.width]
+    maps = {n: able_to_hold(tasks[n].fill, x[window]) for n, x in labels.items() if tasks[n].label_is_map}
+    if not options.rotate:
+        image, maps = _warp(image[window], maps, tasks, _upright(g, size))
+        maps = {name: _adjust(x, tasks[name], g, options) for name, x in maps.items()}
+    back = _inverse(matrix)
+    rest = {n: place(x, tasks[n], back, size) for n, x in labels.items() if n not in maps}
+    return [vector, image, *({**maps, **rest}[name] for name in tasks)]
 
 
 def able_to_hold(fill: float, label: np.ndarray) -> np.ndarray:
@@ -129,8 +122,7 @@ def augment(
     Zoom and colours are drawn anew for each view; its name, not its place among the others, decides on them.
 
     Args:
-      vector, image, labels: what `cut` gives of canonical labels [h,w,C]; those that are no maps are moved
-        by `Task.place`.
+      vector, image, labels: what `cut` gives of canonical labels [h,w,C].
       tasks: the tasks by name.
       size: (H, W) of the result.
       options: `flip` (bool), `scale` ((lo, hi), of which one factor is drawn evenly), `rotate` (up to so many
@@ -143,13 +135,12 @@ def augment(
     Returns:
       The example, its labels `fill` where they are unknown; and such an example for each view.
     """
-    scale, radians, flip = tf.unstack(vector[8:11])
-    geometry = Geometry(*tf.unstack(tf.cast(vector[:8], tf.int32)), scale, radians, flip > 0)
-    warp = _turned(geometry, size) if options.rotate else _upright(geometry, size, options)
-    image, labels = _warp(
-        image, labels, tasks, warp, functools.partial(_image_to_canvas, geometry, size), size
-    )
-    labels = {name: _adjust(label, tasks[name], geometry, options) for name, label in labels.items()}
+    if options.rotate:
+        maps = {name: x for name, x in labels.items() if tasks[name].label_is_map}
+        image, maps = _warp(image, maps, tasks, _turned(vector[:6], size))
+        labels = {**labels, **{n: _adjust_turned(x, tasks[n], vector, options) for n, x in maps.items()}}
+    image = tf.ensure_shape(image, (*size, 3))
+    labels = {n: tf.ensure_shape(x, (*tasks[n].label_size(size), x.shape[2])) for n, x in labels.items()}
 
     own = View(zoom=bool(options.zoom))  # the example itself: None among the views
     placed, coloured = {None: (image, labels)}, {}
@@ -159,7 +150,7 @@ def augment(
         if view.zoom:
             image, labels = zoom_crop(image, labels, tasks, options.zoom, _seed_for(key, "zoom"))
         placed[name] = image, labels
-        numbers = vector[11:] if name is None else tf.random.stateless_uniform([3], key)
+        numbers = vector[9:] if name is None else tf.random.stateless_uniform([3], key)
         image, colours = _change_colours(image, numbers, options, key)
         coloured[name] = Changed(image, labels, colours)
     return coloured.pop(None), coloured
@@ -170,10 +161,9 @@ def as_float(image: tf.Tensor) -> tf.Tensor:
     return image if image.dtype.is_floating else tf.cast(image, tf.float32) * (1 / 255)
 
 
-def place(label: tf.Tensor, task: Task, matrix: tf.Tensor, size: tuple[Any, Any]) -> tf.Tensor:
-    """`Task.place` of a label that is no map: [*label_size,C] in `label_dtype`, of known size."""
-    label = task.place(tf.cast(label, task.label_dtype), matrix, size)
-    return tf.ensure_shape(label, (*task.label_size(size), task.label_channels))
+def place(label: Array, task: Task, matrix: Array, size: tuple[Any, Any]) -> Array:
+    """`Task.place` of a label that is no map: [*label_size,C] in `label_dtype`; of NumPy or TensorFlow."""
+    return task.place(namespace(label).asarray(label, task.label_dtype), matrix, size)
 
 
 def zoom_crop(
@@ -218,18 +208,18 @@ def zoom_crop(
         crop = x[top:below, left:right]
         return tf.raw_ops.ResizeBilinear(images=crop[None], size=size, align_corners=True)[0]
 
-    def matrix() -> tf.Tensor:
-        enlargement = tf.cast(tf.constant(size) / lengths, tf.float32)
-        shift = -enlargement * tf.cast(starts, tf.float32)
-        return tf.concat([tf.linalg.diag(enlargement), shift[:, None]], axis=1)
-
     def warp(moves: Sequence[Move]) -> list[tf.Tensor]:
         copied = iter(copy([x for x, kind, _ in moves if kind == "nearest"]))
         return [next(copied) if kind == "nearest" else mix(x) for x, kind, _ in moves]
 
-    image, labels = _warp(image, labels, tasks, warp, matrix, size)
-    enlarged = {n: tasks[n].rescale(_measured(x, tasks[n]), factor) for n, x in labels.items()}
-    return image, enlarged
+    enlargement = tf.cast(tf.constant(size) / lengths, tf.float32)
+    shift = -enlargement * tf.cast(starts, tf.float32)
+    matrix = tf.concat([tf.linalg.diag(enlargement), shift[:, None]], axis=1)
+    maps = {name: x for name, x in labels.items() if tasks[name].label_is_map}
+    image, maps = _warp(image, maps, tasks, warp)
+    maps = {n: tasks[n].rescale(_measured(x, tasks[n]), factor) for n, x in maps.items()}
+    rest = {n: place(x, tasks[n], matrix, size) for n, x in labels.items() if n not in maps}
+    return image, {name: {**maps, **rest}[name] for name in labels}
 
 
 def _seed_for(seed: tf.Tensor, purpose: str) -> tf.Tensor:
@@ -265,57 +255,43 @@ def _sources(length: int, inner: int) -> np.ndarray:
     return (2 * np.arange(inner) + 1) * length // (2 * inner)
 
 
-def _copy(
-    x: np.ndarray,
-    rows: np.ndarray,
-    columns: np.ndarray,
-    corner: tuple[int, int],
-    size: tuple[int, int],
-    fill: float,
-) -> np.ndarray:
-    """[H,W,C]: these rows and columns, put on the canvas from `corner` on."""
-    (inner,) = _take(rows, columns, x)
-    if inner.shape[:2] == size:
-        return inner
-    canvas = np.full((*size, x.shape[2]), fill).astype(x.dtype)
-    top, left = corner
-    canvas[top : top + len(rows), left : left + len(columns)] = inner
-    return canvas
-
-
 def _take(rows: np.ndarray, columns: np.ndarray, *arrays: np.ndarray) -> list[np.ndarray]:
     """These rows and columns of each; NumPy takes a fraction of the time of `tf.gather`."""
     return [x[rows].take(columns, axis=1) for x in arrays]
 
 
-def _upright(g: Geometry, size: tuple[int, int], options: Any) -> Warp:
-    """Without rotation: resizes, pads and mirrors what was cut."""
-    below, right = size[0] - g.above - g.inner_height, size[1] - g.beside - g.inner_width
+def _upright(g: Geometry, size: tuple[int, int]) -> Warp:
+    """Without rotation: resizes, mirrors and pads what was cut, in NumPy."""
+    rows, columns = _sources(g.height, g.inner_height), _sources(g.width, g.inner_width)
+    columns = columns[::-1] if g.flip else columns
+    left = size[1] - g.inner_width - g.beside if g.flip else g.beside
+    inner = (g.inner_height, g.inner_width)
 
-    def mix(x: tf.Tensor, fill: float) -> tf.Tensor:
-        if tuple(options.scale) != (1.0, 1.0):
-            inner = tf.stack([g.inner_height, g.inner_width])
-            floats = tf.cast(x, tf.float32)[None]  # is quicker than uint8
-            mixed = tf.raw_ops.ResizeBilinear(images=floats, size=inner, half_pixel_centers=True)[0]
-            x = tf.cast(mixed + 0.5, x.dtype) if x.dtype == tf.uint8 else mixed
-        x = tf.pad(x, ((g.above, below), (g.beside, right), (0, 0)), constant_values=tf.cast(fill, x.dtype))
-        x = tf.cond(g.flip, lambda: tf.reverse(x, [1]), lambda: x)
-        return tf.ensure_shape(x, (*size, x.shape[2]))
+    def mix(x: np.ndarray) -> np.ndarray:
+        channels = x.shape[2]
+        if x.shape[:2] != inner:
+            x = cv2.resize(x, inner[::-1], interpolation=cv2.INTER_LINEAR)
+        return (cv2.flip(x, 1) if g.flip else x).reshape(*inner, channels)
 
-    return lambda moves: [
-        tf.ensure_shape(x, (*size, x.shape[2])) if kind == "nearest" else mix(x, fill)
-        for x, kind, fill in moves
-    ]
+    def move(x: np.ndarray, interpolation: str, fill: float) -> np.ndarray:
+        x = mix(x) if interpolation == "bilinear" else _take(rows, columns, x)[0]
+        if inner == size:
+            return x
+        canvas = np.full((*size, x.shape[2]), fill, x.dtype)
+        canvas[g.above : g.above + inner[0], left : left + inner[1]] = x
+        return canvas
+
+    return lambda moves: [move(*each) for each in moves]
 
 
-def _turned(g: Geometry, size: tuple[int, int]) -> Warp:
+def _turned(canvas_to_image: tf.Tensor, size: tuple[int, int]) -> Warp:
     """With rotation: one transform straight from the image, which also fills the corners from it."""
-    matrix = _canvas_to_image(g, size)
+    transform = tf.concat([canvas_to_image, tf.zeros(2)], 0)
 
     def move(x: tf.Tensor, interpolation: str, fill: float) -> tf.Tensor:
         return tf.raw_ops.ImageProjectiveTransformV3(
             images=x[None] if interpolation == "nearest" else tf.cast(x[None], tf.float32),
-            transforms=matrix[None],
+            transforms=transform[None],
             output_shape=size,
             fill_value=fill,
             interpolation=interpolation.upper(),
@@ -325,90 +301,87 @@ def _turned(g: Geometry, size: tuple[int, int]) -> Warp:
     return lambda moves: [move(*each) for each in moves]
 
 
-def _canvas_to_image(g: Geometry, size: tuple[int, int]) -> tf.Tensor:
-    """f32[8]: (x, y) of the canvas -> (a0 x + a1 y + a2, b0 x + b1 y + b2) of the image.
+def _canvas_to_image(g: Geometry, size: tuple[int, int]) -> np.ndarray:
+    """[2,3]: (x, y, 1) of the canvas -> (x, y) of the image, with pixel centres at whole numbers.
 
-    Pixel centres are at whole numbers; rows point down, so a turn that is seen counter-clockwise takes
-    (x, y) to (x cos + y sin, -x sin + y cos), and this is its inverse.
+    Rows point down, so a turn that is seen counter-clockwise takes (x, y) to (x cos + y sin,
+    -x sin + y cos), and this is its inverse.
     """
-    cos, sin = tf.cos(g.radians), tf.sin(g.radians)
-    mirror = tf.where(g.flip, -1.0, 1.0)
+    cos, sin = math.cos(g.radians), math.sin(g.radians)
+    mirror = -1 if g.flip else 1
     y0, x0 = (size[0] - 1) / 2, (size[1] - 1) / 2
-    top, height, above, inner_height, left, width, beside, inner_width = (
-        tf.cast(v, tf.float32) for v in g[:8]
-    )
-    step_y, step_x = height / inner_height, width / inner_width  # image pixels per canvas pixel
-    start_y = step_y * (y0 - above + 0.5) - 0.5 + top  # where the canvas' centre lies in the image
-    start_x = step_x * (x0 - beside + 0.5) - 0.5 + left
+    step_y, step_x = g.height / g.inner_height, g.width / g.inner_width  # image pixels per canvas pixel
+    start_y = step_y * (y0 - g.above + 0.5) - 0.5 + g.top  # where the canvas' centre lies in the image
+    start_x = step_x * (x0 - g.beside + 0.5) - 0.5 + g.left
     a0, a1 = step_x * cos * mirror, -step_x * sin
     b0, b1 = step_y * sin * mirror, step_y * cos
-    zero = tf.zeros(())
-    return tf.stack([a0, a1, start_x - a0 * x0 - a1 * y0, b0, b1, start_y - b0 * x0 - b1 * y0, zero, zero])
+    return np.array([[a0, a1, start_x - a0 * x0 - a1 * y0], [b0, b1, start_y - b0 * x0 - b1 * y0]])
 
 
-def _image_to_canvas(g: Geometry, size: tuple[int, int]) -> tf.Tensor:
+def _inverse(canvas_to_image: np.ndarray) -> np.ndarray:
     """f32[2,3]: (y, x, 1) of the image -> (y, x) of the canvas, where pixel k spans [k, k + 1]."""
-    a0, a1, a2, b0, b1, b2 = tf.unstack(_canvas_to_image(g, size)[:6])
-    back = tf.stack([[b1, b0], [a1, a0]])
-    start = tf.stack([[b2], [a2]]) + 0.5 - 0.5 * tf.reduce_sum(back, axis=1, keepdims=True)
-    forth = tf.linalg.inv(back)
-    return tf.concat([forth, -forth @ start], axis=1)
+    back = canvas_to_image[::-1, 1::-1]
+    start = canvas_to_image[::-1, 2:] + 0.5 - 0.5 * back.sum(1, keepdims=True)
+    forth = np.linalg.inv(back)
+    return np.concatenate([forth, -forth @ start], axis=1).astype(np.float32)
 
 
-def _warp(
-    image: tf.Tensor,
-    labels: Mapping[str, tf.Tensor],
-    tasks: Mapping[str, Task],
-    warp: Warp,
-    matrix: Callable[[], tf.Tensor],
-    size: tuple[int, int],
-) -> Pair:
-    """Image and labels at their new places; `matrix` is the same move as of `Task.place`."""
-    maps = {name: _moves(x, tasks[name]) for name, x in labels.items() if tasks[name].label_is_map}
-    grey = GREY if image.dtype.is_floating else 255 * GREY
-    new, *rest = warp([(image, "bilinear", grey), *(move for moves in maps.values() for move in moves)])
+def _warp(image: Array, maps: Mapping[str, Array], tasks: Mapping[str, Task], warp: Warp) -> Pair:
+    """Image and labels that are maps, at their new places; of NumPy or TensorFlow."""
+    moves = {name: _moves(x, tasks[name]) for name, x in maps.items()}
+    floating = "float" in str(image.dtype)
+    grey = (image, "bilinear", GREY if floating else 255 * GREY)
+    new, *rest = warp([grey, *(move for each in moves.values() for move in each)])
     if new.dtype != image.dtype:
         new = new * (1 / 255)
-    moved, rest = {}, iter(rest)
-    for name, label in labels.items():
-        if name in maps:
-            moved[name] = _moved([next(rest) for _ in maps[name]], tasks[name])
-        else:
-            moved[name] = place(label, tasks[name], matrix(), size)
-    return new, moved
+    rest = iter(rest)
+    return new, {name: _moved([next(rest) for _ in each], tasks[name]) for name, each in moves.items()}
 
 
-def _moves(label: tf.Tensor, task: Task) -> list[Move]:
+def _moves(label: Array, task: Task) -> list[Move]:
     """What of a label is moved: itself, or its known values and where they are, if these are mixed."""
     if task.interpolation == "nearest":
         return [(label, "nearest", task.fill)]
-    label = tf.cast(label, task.label_dtype)
+    numpy, label = namespace(label), _floats(label, task)
     known = task.known(label)
-    return [(tf.where(known, label, 0), "bilinear", 0.0), (tf.cast(known, label.dtype), "bilinear", 0.0)]
+    if isinstance(label, np.ndarray) and known.all():
+        return [(label, "bilinear", task.fill)]
+    known_values = numpy.where(known, label, numpy.asarray(0, label.dtype))
+    return [(known_values, "bilinear", 0.0), (numpy.asarray(known, label.dtype), "bilinear", 0.0)]
 
 
-def _moved(arrays: list[tf.Tensor], task: Task) -> tf.Tensor:
+def _moved(arrays: list[Array], task: Task) -> Array:
     """The label from what `_moves` became: a mixture with an unknown value is unknown."""
-    if task.interpolation == "nearest":
+    if len(arrays) == 1:
         return arrays[0]
     mixed, known = arrays
-    return tf.where(known > 0.999, mixed, task.fill)
+    numpy = namespace(mixed)
+    return numpy.where(known > 0.999, mixed, numpy.asarray(task.fill, mixed.dtype))
 
 
-def _adjust(label: tf.Tensor, task: Task, g: Geometry, options: Any) -> tf.Tensor:
-    """The values that a label has at its new places."""
-    if not task.label_is_map:
-        return label
+def _adjust(label: np.ndarray, task: Task, g: Geometry, options: Any) -> np.ndarray:
+    """The values that a map has at its new places."""
     if tuple(options.scale) != (1.0, 1.0):
         label = task.rescale(_measured(label, task), g.scale)
-    if options.rotate:
-        label = task.rotate(_measured(label, task), g.radians)
-    return tf.cond(g.flip, lambda: task.flip(label), lambda: label)
+    return task.flip(label) if g.flip else label
 
 
-def _measured(label: tf.Tensor, task: Task) -> tf.Tensor:
+def _adjust_turned(label: tf.Tensor, task: Task, vector: tf.Tensor, options: Any) -> tf.Tensor:
+    """The same of a map that has been turned as well."""
+    scale, radians, flip = tf.unstack(vector[6:9])
+    if tuple(options.scale) != (1.0, 1.0):
+        label = task.rescale(_measured(label, task), scale)
+    label = task.rotate(_measured(label, task), radians)
+    return tf.cond(flip > 0, lambda: task.flip(label), lambda: label)
+
+
+def _measured(label: Array, task: Task) -> Array:
     """The label, ready for a change of its values, in `label_dtype`; classes, which have none, as stored."""
-    return tf.cast(label, task.label_dtype) if label.dtype.is_floating else label
+    return _floats(label, task) if "float" in str(label.dtype) else label
+
+
+def _floats(label: Array, task: Task) -> Array:
+    return to_float32(label) if isinstance(label, np.ndarray) else tf.cast(label, task.label_dtype)
 
 
 def _change_colours(

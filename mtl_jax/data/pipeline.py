@@ -217,22 +217,29 @@ def eval_batches(
 
     def whole(example: Example, real: bool) -> list[np.ndarray]:
         del real
-        return [example["image"], *(able_to_hold(t.fill, example["labels"][n]) for n, t in tasks.items())]
+        image, labels = example["image"], example["labels"]
+        still = np.eye(2, 3, dtype=np.float32)
+        return [
+            image,
+            *(
+                able_to_hold(t.fill, labels[n])
+                if t.label_is_map
+                else place(labels[n], t, still, image.shape[:2])
+                for n, t in tasks.items()
+            ),
+        ]
 
     load, failure = _loader(split, whole, [False])
-
-    def as_it_is(label: tf.Tensor, task: Task, size: tf.Tensor) -> tf.Tensor:
-        if not task.label_is_map:
-            return place(label, task, tf.eye(2, 3), (size[0], size[1]))
-        return _pad(label, canvas, task.fill) if canvas else label
 
     def example(index: tf.Tensor, real: tf.Tensor, loaded: list[tf.Tensor]) -> Batch:
         there, image, *labels = loaded
         there &= real
         labels = dict(zip(tasks, labels, strict=True))
-        labels = {name: as_it_is(label, tasks[name], tf.shape(image)) for name, label in labels.items()}
         if canvas:
             image = _pad(image, canvas, 255 * GREY)
+            labels = {
+                n: _pad(x, canvas, tasks[n].fill) if tasks[n].label_is_map else x for n, x in labels.items()
+            }
         given = _given(split, tasks, index, there)
         return {"image": image, "labels": labels, "given": given, "id": _id(index, there)}
 
@@ -376,7 +383,10 @@ def _batches(
         return tf.nest.map_structure(lambda *parts: tf.stack(parts), *(example(*one) for one in each))
 
     grouped = parallel(places.batch(count, drop_remainder=True), group)
-    running = _iterate(grouped.batch(rows // count, drop_remainder=True).prefetch(2), failure)
+    nested = count < rows
+    if nested:
+        grouped = grouped.batch(rows // count, drop_remainder=True)
+    running = _iterate(grouped.prefetch(2), nested, failure)
     _running.add(running)
     return running
 
@@ -391,7 +401,8 @@ def parallel(examples: tf.data.Dataset, example: Callable[..., Any]) -> tf.data.
     return mapped.with_options(options)
 
 
-def _iterate(batches: tf.data.Dataset, failure: list[Exception]) -> Generator[Batch]:
+def _iterate(batches: tf.data.Dataset, nested: bool, failure: list[Exception]) -> Generator[Batch]:
+    """The batches; `nested` ones are of groups of rows."""
     iterator = batches.as_numpy_iterator()
     try:
         while True:
@@ -403,7 +414,7 @@ def _iterate(batches: tf.data.Dataset, failure: list[Exception]) -> Generator[Ba
                 if not failure:
                     raise
                 break
-            yield jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)  # rows of groups -> rows
+            yield jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch) if nested else batch
     finally:
         del iterator  # waits for its threads; else the traceback of an error would keep it to the very end
     raise failure[0]

@@ -151,10 +151,9 @@ def classified(builder: Builder, split: str, tasks: Sequence[str]) -> Split:
 def _decode(encoded: bytes, feature: tfds.features.Image) -> np.ndarray:
     """[h,w,C] of the feature's dtype; floats lie in a PNG as their four bytes, the pixel's channels."""
     channels, dtype = feature.shape[-1], feature.np_dtype
-    with Image.open(io.BytesIO(encoded)) as image:
-        if channels == 3 and dtype == np.uint8:
-            return files.to_rgb(image)
-        pixels = np.asarray(image)
+    if channels == 3 and dtype == np.uint8:
+        return files.rgb(encoded)
+    pixels = files.pixels(encoded)
     if dtype == np.float32:
         pixels = pixels.view(np.float32)
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels

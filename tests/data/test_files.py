@@ -122,6 +122,40 @@ def test_arrays_are_read_as_stored(tmp_path):
     np.testing.assert_array_equal(files.read_array(tmp_path / "C.NPY"), GREY[..., None])
 
 
+SAVED = {
+    "grey.jpg": ("L", {"quality": 90}),
+    "colours.jpg": ("RGB", {"quality": 90}),
+    "thinned.jpg": ("RGB", {"subsampling": "4:2:0"}),
+    "progressive.jpg": ("RGB", {"progressive": True}),
+    "print.jpg": ("CMYK", {}),
+    "grey.png": ("L", {}),
+    "colours.png": ("RGB", {}),
+    "clear.png": ("RGB", {"transparency": (1, 2, 3)}),
+    "clear_grey.png": ("L", {"transparency": 7}),
+    "veiled.png": ("RGBA", {}),
+    "palette.png": ("P", {}),
+    "bit.png": ("1", {}),
+    "deep.png": ("I;16", {}),
+}
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_pixels_are_those_that_pillow_reads(tmp_path, name):
+    mode, options = SAVED[name]
+    pixels = np.random.default_rng(0).integers(0, 256, (31, 45, 3), np.uint8)
+    image = Image.fromarray(pixels)
+    if mode == "I;16":
+        image = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257 + 5)
+    path = tmp_path / name
+    (image if mode == "I;16" else image.convert(mode)).save(path, **options)
+    with Image.open(path) as saved:
+        stored, colours = np.asarray(saved), files.to_rgb(saved)
+    found = files.read_array(path)
+    assert found.dtype == stored.dtype
+    np.testing.assert_array_equal(found, stored.reshape(found.shape))
+    np.testing.assert_array_equal(files.read_image(path), colours)
+
+
 @pytest.mark.parametrize("axes", [0, 1, 4])
 def test_arrays_of_other_axes_are_named(tmp_path, axes):
     np.save(tmp_path / "a.npy", np.zeros((2,) * axes))

@@ -26,7 +26,6 @@ For 10^7 images and more take records: a tree is listed at every start, and its 
 files know where their records are; TFRecord files are passed over once per start, and 8 bytes kept for each.
 """
 
-import contextlib
 import csv
 import dataclasses
 import functools
@@ -202,13 +201,14 @@ class Records:
 
     def load(self, index: int, tasks: Sequence[str]) -> Example:
         stored = self._stored(index)
-        with self._image(stored, index) as image:
-            picture = files.to_rgb(image)
+        with reading(f"image of {self._where(index)}"):
+            picture = files.rgb(self._bytes(stored, "image", index))
         label = {task: self.classes.label(self._classes(stored, index)) for task in tasks}
         return {"image": picture, "labels": label}
 
     def size(self, index: int) -> tuple[int, int]:
-        with self._image(self._stored(index), index) as image:
+        encoded = self._bytes(self._stored(index), "image", index)
+        with reading(f"image of {self._where(index)}"), Image.open(io.BytesIO(encoded)) as image:
             return image.height, image.width
 
     def key(self, index: int) -> str:
@@ -222,12 +222,6 @@ class Records:
         record = self.shards[index]
         with reading(self._where(index)):
             return tf.train.Example.FromString(record).features.feature
-
-    @contextlib.contextmanager
-    def _image(self, stored: Mapping[str, tf.train.Feature], index: int) -> Iterator[Image.Image]:
-        encoded = self._bytes(stored, "image", index)
-        with reading(f"image of {self._where(index)}"), Image.open(io.BytesIO(encoded)) as image:
-            yield image
 
     def _bytes(self, stored: Mapping[str, tf.train.Feature], kind: str, index: int) -> bytes:
         """The one value of a feature."""

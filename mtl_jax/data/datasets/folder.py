@@ -43,6 +43,7 @@ import scipy.ndimage
 from mtl_jax import tasks as task_modules
 from mtl_jax.data import files
 from mtl_jax.data.dataset import Dataset, Example, Split
+from mtl_jax.data.look_up import look_up
 from mtl_jax.errors import UserError
 from mtl_jax.tasks.base import Task
 
@@ -138,9 +139,9 @@ class Reader:
         if raw.dtype not in self._tables:
             return self._decode(raw, path)
         table, wrong = self._tables[raw.dtype]
-        if wrong[: int(raw.max()) + 1].any() and wrong.take(raw, mode="clip").any():
+        if wrong[: int(raw.max()) + 1].any() and wrong[raw].any():
             return self._decode(raw, path)  # which names it
-        return table.take(raw, mode="clip")  # numbers are within the table; this spares a check of that
+        return look_up(raw, table)
 
     @functools.cached_property
     def _tables(self) -> dict[np.dtype, tuple[np.ndarray, np.ndarray]]:
