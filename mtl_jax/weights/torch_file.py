@@ -13,6 +13,7 @@ Values are little-endian.
 import collections
 import os
 import pickle
+import pickletools
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -118,7 +119,21 @@ class LimitedUnpickler(pickle.Unpickler):
 
     def __init__(self, stream: BinaryIO, path: Path | str, encoding: str = "utf-8"):
         super().__init__(stream, encoding=encoding)
+        self._stream = stream
         self._path = path
+
+    def load(self) -> Any:
+        """The next object of the stream.
+
+        Python keeps what a pickle puts away for later in an array, as long as the largest index in use: a
+        single wrong index would ask for all memory there is. Whatever is put away takes a byte before it.
+        """
+        start = self._stream.tell()
+        for op, argument, place in pickletools.genops(self._stream):
+            if op.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= argument <= place:
+                raise ValueError("it is damaged")
+        self._stream.seek(start)
+        return super().load()
 
     def known(self) -> dict[tuple[str, str], Any]:
         """What a pickle may name, by module and name: made anew for each name that it uses, since it may

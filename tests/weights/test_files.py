@@ -249,6 +249,16 @@ def test_containers_without_end(load):
     same(load(pickle.dumps({"a": shared, "b": shared, "x": KERNEL})), {"x": KERNEL})
 
 
+@pytest.mark.parametrize("index", [b"r\xff\xff\xff\x7f", b"p9999999999\n", b"p-1\n"])
+def test_a_wrong_index_does_not_take_all_memory(load, index):
+    sound = pickle.dumps({"x": KERNEL}, 2)
+    assert sound.count(b"}q\0") == 1
+    with pytest.raises(UserError, match="cannot read .*a.pkl .it is cut off or of no format"):
+        load(sound.replace(b"}q\0", b"}" + index))
+    with pytest.raises(UserError, match="cannot read .*a.pkl"):
+        load(legacy({"x": whole(KERNEL)}).replace(b"}q\0", b"}" + index))
+
+
 def test_names_that_are_taken(load):
     with pytest.raises(UserError, match="two of its arrays are called a/b"):
         load(pickle.dumps({"a/b": KERNEL, "a": {"b": KERNEL}}))
