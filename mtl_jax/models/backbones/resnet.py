@@ -145,7 +145,8 @@ class ResNet(nn.Module):
     def __call__(self, x: jax.Array, train: bool, task: str | jax.Array | None = None) -> list[jax.Array]:
         """Normalised image f32[B,H,W,3] -> maps of the four stages, strides 4, 8, 16, 32 at most."""
         channels = base_channels(self.width)
-        make_block = self._block()
+        # Of (self, x, train, task), the last two are no arrays to differentiate.
+        make_block = nn.remat(Bottleneck, static_argnums=(2, 3)) if self.remat else Bottleneck
         x = max_pool(self._stem(x, channels, train, task))
         maps, reached, dilation = [], 4, 1
         for stage, blocks in enumerate(BLOCKS[self.depth]):
@@ -187,13 +188,6 @@ class ResNet(nn.Module):
         for number, features, stride in ((1, channels // 2, 2), (2, channels // 2, 1), (3, channels, 1)):
             x = unit(features, 3, stride, name=f"stem{number}")(x, train, task)
         return x
-
-    def _block(self):
-        """The class of the blocks."""
-        if not self.remat:
-            return Bottleneck
-        # Of (self, x, train, task), what is no array is static; with tables, the task is an array.
-        return nn.remat(Bottleneck, static_argnums=(2,) if self.modulation.film else (2, 3))
 
 
 def build(

@@ -166,7 +166,7 @@ def test_remat_changes_nothing(few, random_variables, variant):
 
 
 def test_remat_with_tables(few):
-    """There the task is an array, which a step must not take for a name."""
+    """There the task is an array."""
     encoder = ResNet(26, 0.125, "group", 8, modulation=Modulation(film=3), remat=True)
     column = jnp.array([2, 0])
     variables = jax.eval_shape(lambda: encoder.init(jax.random.key(0), IMAGE, False, column))
