@@ -202,3 +202,13 @@ def test_preprocessing_is_what_timm_says(timm, form, tag):
         published.std,
     )
     assert ours["crop"] == pytest.approx(published.crop_pct, abs=2.5e-3)
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_preprocessing_is_what_torchvision_says(torchvision, number):
+    published = getattr(
+        torchvision.models, f"EfficientNet_B{number}_Weights"
+    ).IMAGENET1K_V1.transforms.keywords
+    ours = SOURCES[f"torchvision_b{number}"].preprocessing
+    assert ours.size == published["crop_size"]
+    assert ours.crop == pytest.approx(published["crop_size"] / published["resize_size"])

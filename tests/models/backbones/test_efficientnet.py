@@ -176,6 +176,9 @@ def test_remat_changes_nothing_but_memory(random_variables, small):
     moved = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), variables["batch_stats"], kept[2]["batch_stats"])
     assert all(jax.tree.leaves(moved))
     remat = module.clone(remat=True)
+    for encoder, recomputes in ((module, False), (remat, True)):
+        trace = str(jax.make_jaxpr(lambda v, e=encoder: e.apply(v, IMAGE, False))(variables))
+        assert ("remat" in trace or "checkpoint" in trace) == recomputes
     assert jax.tree.structure(shapes(remat)) == jax.tree.structure(shapes(module))
     again = gradients(remat, variables, IMAGE)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), again, kept)
