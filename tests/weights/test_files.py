@@ -297,9 +297,11 @@ def test_shards(tmp_path):
     (tmp_path / "group1-shard2of3.bin").write_bytes(b"")
     with pytest.raises(UserError, match="cannot read .*model.json .its shards end before conv"):
         files.read(path)
-    for name in ("../secret", "/etc/passwd", ".."):
+    (tmp_path / "below").mkdir()
+    path = tmp_path / "below" / "model.json"
+    for name in ("../group1-shard2of3.bin", str(tmp_path / "group1-shard2of3.bin")):
         path.write_text(json.dumps({"weightsManifest": [{"paths": [name], "weights": []}]}))
-        with pytest.raises(UserError, match="cannot read"):
+        with pytest.raises(UserError, match="cannot read .*model.json .its shard .* is not beside it"):
             files.read(path)
     path.write_text('{"some": "settings"}')
     with pytest.raises(UserError, match="it is cut off or of no format"):

@@ -153,12 +153,12 @@ def test_training_with_and_without_remat(monkeypatch, random_variables, film):
     variables = random_variables(encoder, image, False, column)
 
     def step(encoder):
-        def loss(params):
+        def loss(params, column):
             inputs = {**variables, "params": params}
             maps, new = encoder.apply(inputs, image, True, column, mutable=["batch_stats"])
             return jnp.sum(jnp.sin(maps[-1])), (maps, new["batch_stats"])
 
-        return jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
+        return jax.jit(jax.grad(loss, has_aux=True))(variables["params"], column)
 
     gradient, (maps, statistics) = step(encoder)
     assert all(jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(gradient))
