@@ -90,6 +90,11 @@ class DeepLabDecoder(nn.Module):
     light: bool = False
     dtype: Any = jnp.float32
 
+    @property
+    def last(self) -> tuple[str, ...]:
+        """Path of the last convolution's parameters."""
+        return "refine2", "conv"
+
     @nn.compact
     def __call__(self, maps: list[jax.Array], train: bool, task: str | None = None) -> jax.Array:
         """Maps of the encoder's stages, fine to coarse -> f[B,h,w,W].
