@@ -96,9 +96,8 @@ class SegNetEncoder(nn.Module):
         x = jnp.pad(x, ((0, 0), *missing, (0, 0)), "edge")
         make = unit
         if self.remat:
-            # Of (self, x, train, task), what is no array is static; with tables, the task is an array.
-            static = (2,) if self.modulation.film else (2, 3)
-            make = functools.partial(nn.remat(ConvNorm, static_argnums=static), **unit.keywords)
+            # Of (self, x, train, task), the last two are no arrays to differentiate.
+            make = functools.partial(nn.remat(ConvNorm, static_argnums=(2, 3)), **unit.keywords)
         indices = []
         for stage, (channels, units) in enumerate(STAGES):
             for number in range(units):
