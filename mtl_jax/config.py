@@ -71,6 +71,11 @@ def default() -> ConfigDict:
             },
             "tasks": {},  # name -> options of the task; `kind` if the module in tasks/ has another name
             "model": {"name": "deeplab"},  # a module in models/, and options of its `build`
+            "weights": {  # from which the network starts
+                "source": None,  # a key of SOURCES in weights/, or "run"; None: at random
+                "path": "",  # the file; "package:NAME" (weights/packages.py); of a run, its working directory
+                "parts": ("encoder",),  # what it fills; "head": the classifier; of a run, any, and "": all
+            },
             "method": {"name": "supervised"},  # a module in methods/, and options of its `build`
             "optimizer": {
                 "name": "sgd",  # sgd | adam | adamw
@@ -133,6 +138,14 @@ def check(config: ConfigDict) -> None:
     need(augment.rand_augment >= 0, "data.augment.rand_augment", "0 or a positive integer")
     need(config.data.on_error in ("raise", "skip"), "data.on_error", "'raise' or 'skip'")
     need(0 <= config.data.max_skipped <= 1, "data.max_skipped", "a share, from 0 to 1")
+    weights = config.weights
+    need(weights.source is None or _is_a(weights.source, ""), "weights.source", "None or a name")
+    starts = bool(weights.source) or weights.path.startswith("package:")
+    need(
+        starts == bool(weights.path),
+        "weights.path",
+        "the place of the weights that `source` names, and only then",
+    )
     labels = config.data.labels
     need(labels.file is None or _is_a(labels.file, ""), "data.labels.file", "None or a path")
     need(labels.base is None or _is_a(labels.base, 1), "data.labels.base", "None or a number of rows")

@@ -19,9 +19,11 @@ from mtl_jax import tasks as tasks_lib
 from mtl_jax.checkpoint import Checkpoints, abstract
 from mtl_jax.data.dataset import Dataset
 from mtl_jax.errors import UserError
+from mtl_jax.models.preprocessing import Preprocessing
 from mtl_jax.sharding import make_mesh, replicated
 from mtl_jax.tasks import Task
 from mtl_jax.views import View
+from mtl_jax.weights import pretrained
 
 
 def build_dataset(config: ConfigDict) -> Dataset:
@@ -37,9 +39,29 @@ def build_dataset(config: ConfigDict) -> Dataset:
 
 
 def build_model(config: ConfigDict, tasks: Mapping[str, Task]) -> nn.Module:
-    """The network that the config names, for these tasks."""
+    """The network that the config names, for these tasks; it treats images as its weights want it."""
+    model, weights = _network(config, tasks), config.weights
+    if not weights.path:
+        return model
+    theirs = (
+        read_preprocessing(weights.path)
+        if weights.source == pretrained.RUN
+        else pretrained.preprocessing(weights, model)
+    )
+    return model.clone(preprocessing=theirs)
+
+
+def _network(config: ConfigDict, tasks: Mapping[str, Task]) -> nn.Module:
     options = {key: value for key, value in config.model.items() if key != "name"}
     return names.build("models", config.model.name, options, dict(tasks), config.dtype)
+
+
+def start_from(variables: Mapping[str, Any], model: nn.Module, config: ConfigDict) -> dict[str, Any]:
+    """The network's variables, those that config.weights names replaced; raises UserError if it cannot."""
+    weights = config.weights
+    if weights.source != pretrained.RUN:
+        return pretrained.start(variables, model, weights)
+    return pretrained.copy(variables, load(weights.path).variables, weights.parts, weights.path)
 
 
 def build_method(config: ConfigDict, model: nn.Module, tasks: Mapping[str, Task]) -> Any:
@@ -119,6 +141,18 @@ def write_tasks(workdir: str, config: ConfigDict, dataset: Dataset) -> None:
     atomic.write(os.path.join(workdir, "tasks.json"), plain + "\n")
 
 
+def write_preprocessing(workdir: str, model: nn.Module) -> None:
+    """Writes preprocessing.json, so that the run needs no other run or file of weights from then on."""
+    plain = json.dumps(dataclasses.asdict(model.preprocessing), indent=1)
+    atomic.write(os.path.join(workdir, "preprocessing.json"), plain + "\n")
+
+
+def read_preprocessing(workdir: str) -> Preprocessing:
+    """Of the images that the network in `workdir` sees; UserError if there is none."""
+    read = json.loads(_read(workdir, "preprocessing.json"))
+    return Preprocessing(**{key: tuple(x) if isinstance(x, list) else x for key, x in read.items()})
+
+
 def read_config(workdir: str) -> ConfigDict:
     """The config of the run in `workdir`; UserError if there is none."""
     return configs.from_json(_read(workdir, "config.json"))
@@ -170,7 +204,7 @@ def load(workdir: str, which: str = "latest") -> Experiment:
       UserError: no run, no checkpoint, or a damaged one.
     """
     config, tasks = read_config(workdir), read_tasks(workdir)
-    model = build_model(config, tasks)
+    model = _network(config, tasks).clone(preprocessing=read_preprocessing(workdir))
     image = example_batch(config, tasks)["image"][:1]
     shapes = jax.eval_shape(lambda key: model.init(key, image, tuple(tasks), train=False), jax.random.key(0))
     shapes = dict(shapes)

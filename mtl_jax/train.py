@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -90,6 +91,16 @@ def init_state(method: Method, config: ConfigDict, rng: jax.Array, batch: Tree) 
     new = TrainState(jnp.zeros((), jnp.int32), params, state, tx.init(params), {})
     # A copy: the averaged and the current arrays are donated together and must not share buffers.
     return new.replace(average=jax.tree.map(jnp.copy, new.current())) if config.ema_decay else new
+
+
+def start_from(state: TrainState, model: nn.Module, config: ConfigDict) -> TrainState:
+    """The state before the first step with the weights that the config names in the network."""
+    variables = {**state.state["model"], "params": state.params["model"]}
+    started = experiment.start_from(variables, model, config)
+    new = state.replace(
+        params={**state.params, "model": started.pop("params")}, state={**state.state, "model": started}
+    )
+    return new.replace(average=jax.tree.map(jnp.copy, new.current())) if state.average else new
 
 
 def make_step(method: Method, config: ConfigDict) -> Callable[[TrainState, Tree], tuple[TrainState, Tree]]:
@@ -200,6 +211,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
     check_labels(config, method, len(splits["train"]))
     experiment.claim_workdir(config, workdir)
     experiment.write_tasks(workdir, config, dataset)
+    experiment.write_preprocessing(workdir, model)
     splits["train"], statistics = with_given_labels(splits["train"], config, workdir, method)
     if config.data.cache:  # it is read at every evaluation; train_batches keeps what it reads itself
         splits["eval"] = pipeline.cached(splits["eval"])
@@ -209,6 +221,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
     start = checkpoints.latest_step()
     if start is None:
         start, state = 0, fresh(key)
+        if config.weights.path:
+            state = jax.device_put(start_from(state, model, config), whole)
     else:
         state = TrainState.join(*checkpoints.restore(start, *shapes.split()))
     log = Log(workdir, start)

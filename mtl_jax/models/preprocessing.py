@@ -25,6 +25,8 @@ class Preprocessing:
 
     def __call__(self, image: jax.Array) -> jax.Array:
         """f32[B,H,W,3] RGB in [0, 1] -> f32[B,H,W,3]."""
+        if self == PLAIN:
+            return image
         image = (image - jnp.array(self.mean)) / jnp.array(self.std)
         return image[..., ::-1] if self.bgr else image
 

@@ -13,27 +13,31 @@ from mtl_jax.models.decoders.segnet import SegNetDecoder
 from mtl_jax.models.heads import GlobalHead, SegNetHead
 from mtl_jax.models.naming import owned
 from mtl_jax.models.prediction import Prediction
+from mtl_jax.models.preprocessing import PLAIN, Preprocessing
 from mtl_jax.tasks import Task
 
 
 class SegNet(nn.Module):
-    """A model as models/prediction.py describes it; it reads images as they are, in [0, 1].
+    """A model as models/prediction.py describes it.
 
     `init` makes the parameters of the tasks that it is called with: name all of them. Submodules are
     `encoder`, `decoder` and `head@<task>`. A task with one label per image reads the latent.
 
     Attributes:
       tasks: by name; a dense one has a prediction per pixel, any other one per image.
-      width: multiplies the channels of encoder and decoder.
+      encoder: (image, train) -> indices of the five poolings, and the latent.
+      width: multiplies the channels of the decoder.
       dtype: of the computation.
+      preprocessing: of the image, before the encoder.
     """
 
     tasks: Mapping[str, Task]
+    encoder: nn.Module
     width: float = 1.0
     dtype: Any = jnp.float32
+    preprocessing: Preprocessing = PLAIN
 
     def setup(self):
-        self.encoder = segnet.SegNetEncoder(self.width, dtype=self.dtype)
         self.decoder = SegNetDecoder(self.width, dtype=self.dtype)
         self.heads = {
             name: (SegNetHead if task.dense else GlobalHead)(
@@ -44,7 +48,7 @@ class SegNet(nn.Module):
 
     def encode(self, image: jax.Array, task: str, train: bool) -> list[jax.Array]:
         """Image f32[B,H,W,3] RGB in [0, 1] -> indices of the five poolings, and the latent."""
-        return self.encoder(image, train)
+        return self.encoder(self.preprocessing(image), train)
 
     def decode(self, maps: list[jax.Array], task: str, train: bool) -> jax.Array:
         """What `encode` returns -> features f[B,h,w,C], what the task's head reads.
@@ -64,7 +68,7 @@ class SegNet(nn.Module):
     def __call__(self, image: jax.Array, tasks: Sequence[str], train: bool) -> Prediction:
         """f32[B,H,W,3] -> Prediction of `tasks`; encoder and decoder run once."""
         all_dense = all(task.dense for task in self.tasks.values())
-        *indices, latent = self.encoder(image, train)
+        *indices, latent = self.encoder(self.preprocessing(image), train)
         if not all_dense:
             latent = self._mark("latent", latent)
         features = dict.fromkeys(tasks, latent)
@@ -102,4 +106,5 @@ def build(tasks: Mapping[str, Task], dtype: str, width: float = 1.0) -> SegNet:
         raise UserError(f"config.dtype is {dtype!r}: choose one of float32, bfloat16")
     if width <= 0:
         raise UserError(f"config.model.width is {width}: give a positive factor")
-    return SegNet(tasks, width, jnp.dtype(dtype))
+    kind = jnp.dtype(dtype)
+    return SegNet(tasks, segnet.SegNetEncoder(width, dtype=kind), width, kind)
