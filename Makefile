@@ -20,11 +20,11 @@ demo: .venv/ready
 	  $(RUN) mtl_jax.predict --workdir=runs/demo --images=$$photographs/$$name --out=runs/demo/photographs || exit; done
 	$(RUN) mtl_jax.report --workdirs runs/demo --out runs/demo
 
-test: .venv/ready
+test: .venv/parity
 	$(RUN) pytest -n 2 -m "not slow" tests
 
 # The slow tests too; point MTL_JAX_DATA at a folder with BSDS500 and NYUv2_320x240 for those on real data.
-test-nightly: .venv/ready
+test-nightly: .venv/parity
 	$(RUN) pytest -n 2 tests
 
 lint: .venv/ready
@@ -36,6 +36,11 @@ lint: .venv/ready
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(RUN) pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(RUN) pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+# PyTorch and what else the tests compare with; setup.py tells how to have its CPU build alone.
+.venv/parity: .venv/ready requirements-parity.lock
+	$(RUN) pip install --quiet --disable-pip-version-check -r requirements-parity.lock
 	touch $@
 
 clean:
