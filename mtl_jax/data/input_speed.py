@@ -2,9 +2,10 @@
 
     python -m mtl_jax.data.input_speed --config=configs/nyu.py --config.data.options.data_dir=DIR
 
-Bare decoding is tf.data reading and decoding the image files (JPEG, PNG, ...) that an example opens, and
-nothing else. Against it stand the input pipeline of the config (cut, enlarge, mirror, ..., batch) reading the
-files anew each time, from the cache, and with --prepared=OUT from what mtl_jax.data.prepare kept.
+Bare decoding is tf.data reading and decoding the image files (JPEG, PNG, ...) that an example opens, in
+batches where the images are of one size, and nothing else. Against it stand the input pipeline of the config
+(cut, enlarge, mirror, ..., batch) reading the files anew each time, from the cache, and with --prepared=OUT
+from what mtl_jax.data.prepare kept.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from ml_collections import ConfigDict
 from PIL import Image
@@ -49,16 +51,17 @@ def opened_images(split: Split, indices: Sequence[int]) -> list[list[str]]:
     return found
 
 
-def bare(paths: Sequence[Sequence[str]]) -> Iterator[Any]:
-    """Endlessly decodes the files of each example; nothing is batched or handed over but sizes."""
+def bare(paths: Sequence[Sequence[str]], rows: int | None) -> Iterator[Any]:
+    """Endlessly decodes the files of each example: batches of `rows`, or one by one."""
     dtypes = [tf.uint16 if _is_deep(path) else tf.uint8 for path in paths[0]]
 
     def decode(files: tf.Tensor) -> list[tf.Tensor]:
         contents = [tf.io.read_file(files[k]) for k in range(len(dtypes))]
         pairs = zip(contents, dtypes, strict=True)
-        return [tf.shape(tf.io.decode_image(content, dtype=dtype)) for content, dtype in pairs]
+        return [tf.io.decode_image(content, dtype=dtype) for content, dtype in pairs]
 
-    return iter(pipeline.parallel(tf.data.Dataset.from_tensor_slices(paths).repeat(), decode).prefetch(16))
+    decoded = pipeline.parallel(tf.data.Dataset.from_tensor_slices(paths).repeat(), decode)
+    return iter((decoded.batch(rows) if rows else decoded).prefetch(2))
 
 
 def _is_deep(path: str) -> bool:
@@ -92,7 +95,8 @@ def compare(config: ConfigDict, prepared: str | None) -> dict[str, float]:
             paths = opened_images(split, range(len(split)))
             if not paths[0] or len({len(one) for one in paths}) > 1:
                 raise UserError(f"the examples of {name} do not open equally many image files each")
-            ways = {"bare": (bare(paths), 1), **ways}
+            rows = data.batch_size if len(np.unique(split.sizes, axis=0)) == 1 else None
+            ways = {"bare": (bare(paths, rows), rows or 1), **ways}
     for stream, rows in ways.values():
         _rate(stream, rows, 2 * len(split))  # fills the caches
     rounds = [{way: _rate(*stream, len(split)) for way, stream in ways.items()} for _ in range(ROUNDS)]
