@@ -140,9 +140,10 @@ def check(config: ConfigDict) -> None:
     need(0 <= config.data.max_skipped <= 1, "data.max_skipped", "a share, from 0 to 1")
     weights = config.weights
     need(weights.source is None or _is_a(weights.source, ""), "weights.source", "None or a name")
-    starts = bool(weights.source) or weights.path.startswith("package:")
+    packaged = weights.path.startswith("package:")
+    need(not (packaged and weights.source), "weights.source", "None with the path of a package")
     need(
-        starts == bool(weights.path),
+        (packaged or bool(weights.source)) == bool(weights.path),
         "weights.path",
         "the place of the weights that `source` names, and only then",
     )
@@ -182,6 +183,8 @@ def _is_a(value: Any, like: Any) -> bool:
     """Whether a value can stand where `like` stands."""
     if like == ():  # of any length
         return isinstance(value, tuple)
+    if isinstance(like, tuple) and isinstance(like[0], str):  # names, at least one
+        return isinstance(value, tuple) and bool(value) and all(_is_a(name, "") for name in value)
     if isinstance(like, tuple):
         same_length = isinstance(value, tuple) and len(value) == len(like)
         return same_length and all(map(_is_a, value, like))

@@ -25,6 +25,8 @@ from mtl_jax.tasks import Task
 from mtl_jax.views import View
 from mtl_jax.weights import pretrained
 
+PREPROCESSING = "preprocessing.json"
+
 
 def build_dataset(config: ConfigDict) -> Dataset:
     """The dataset that the config names; UserError if it lacks one of the config's splits."""
@@ -38,16 +40,20 @@ def build_dataset(config: ConfigDict) -> Dataset:
     return dataset
 
 
-def build_model(config: ConfigDict, tasks: Mapping[str, Task]) -> nn.Module:
-    """The network that the config names, for these tasks; it treats images as its weights want it."""
+def build_model(config: ConfigDict, tasks: Mapping[str, Task], workdir: str = "") -> nn.Module:
+    """The network that the config names, for these tasks; it treats images as its weights want it.
+
+    A run that goes on in `workdir` treats them as before, whatever has become of the run it started from.
+    """
     model, weights = _network(config, tasks), config.weights
     if not weights.path:
         return model
-    theirs = (
-        read_preprocessing(weights.path)
-        if weights.source == pretrained.RUN
-        else pretrained.preprocessing(weights, model)
-    )
+    if workdir and os.path.exists(os.path.join(workdir, PREPROCESSING)):
+        theirs = read_preprocessing(workdir)
+    elif weights.source == pretrained.RUN:
+        theirs = read_preprocessing(weights.path)
+    else:
+        theirs = pretrained.preprocessing(weights, model)
     return model.clone(preprocessing=theirs)
 
 
@@ -144,12 +150,12 @@ def write_tasks(workdir: str, config: ConfigDict, dataset: Dataset) -> None:
 def write_preprocessing(workdir: str, model: nn.Module) -> None:
     """Writes preprocessing.json, so that the run needs no other run or file of weights from then on."""
     plain = json.dumps(dataclasses.asdict(model.preprocessing), indent=1)
-    atomic.write(os.path.join(workdir, "preprocessing.json"), plain + "\n")
+    atomic.write(os.path.join(workdir, PREPROCESSING), plain + "\n")
 
 
 def read_preprocessing(workdir: str) -> Preprocessing:
     """Of the images that the network in `workdir` sees; UserError if there is none."""
-    read = json.loads(_read(workdir, "preprocessing.json"))
+    read = json.loads(_read(workdir, PREPROCESSING))
     return Preprocessing(**{key: tuple(x) if isinstance(x, list) else x for key, x in read.items()})
 
 

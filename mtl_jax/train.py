@@ -197,7 +197,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
     check_batch_size("config.data.eval_batch_size", config.data.eval_batch_size, mesh)
     dataset = experiment.build_dataset(config)
     tasks = tasks_lib.build(config.tasks, dataset.labels)
-    model = experiment.build_model(config, tasks)
+    model = experiment.build_model(config, tasks, workdir)
     method = experiment.build_method(config, model, tasks)
     # All that can be wrong with the config shows here, before anything is written into the workdir.
     whole = replicated(mesh)
@@ -209,6 +209,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
     data = config.data
     splits = {key: pipeline.open_split(dataset, data[key], tuple(tasks), data) for key in ("train", "eval")}
     check_labels(config, method, len(splits["train"]))
+    if config.weights.path and not os.path.exists(os.path.join(workdir, "config.json")):
+        experiment.start_from({**shapes.state["model"], "params": shapes.params["model"]}, model, config)
     experiment.claim_workdir(config, workdir)
     experiment.write_tasks(workdir, config, dataset)
     experiment.write_preprocessing(workdir, model)

