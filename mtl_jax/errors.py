@@ -3,8 +3,9 @@
 import contextlib
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 
 class UserError(Exception):
@@ -17,6 +18,12 @@ class UserError(Exception):
 
 class Interrupted(Exception):
     """A signal came; the state has been saved, and the same command goes on from there."""
+
+
+def one_of(key: str, value: Any, known: Iterable[Any], where: str = "") -> None:
+    """Raises UserError if the value of a config's key is none of those that are known."""
+    if value not in (known := list(known)):
+        raise UserError(f"config.{key} is {value!r}: {where}choose one of {', '.join(map(str, known))}")
 
 
 @contextlib.contextmanager

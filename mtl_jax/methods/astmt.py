@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtl_jax.errors import UserError
+from mtl_jax.errors import UserError, one_of
 from mtl_jax.methods import weighting as weightings
 from mtl_jax.methods.base import Method, Tree
 from mtl_jax.metrics.masked import labelled_mean
@@ -227,8 +227,7 @@ def build(
         )
     if not 0 <= discriminator_weight <= 1:
         raise UserError(f"config.method.discriminator_weight is {discriminator_weight}: give 0 to 1")
-    if tap not in TAPS:
-        raise UserError(f"config.method.tap is {tap!r}: choose one of {', '.join(TAPS)}")
+    one_of("method.tap", tap, TAPS)
     discriminator = None
     if discriminator_weight:
         _check_discriminator(tasks, discriminator_depth, discriminator_kernel, reversal, steps, epochs)

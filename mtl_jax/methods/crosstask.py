@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from mtl_jax.errors import UserError
+from mtl_jax.errors import one_of
 from mtl_jax.methods import weighting as weightings
 from mtl_jax.methods.base import check_dense
 from mtl_jax.methods.maps import disagreement, encoded, mapping_input, ordered_pairs, sampled
@@ -117,8 +117,7 @@ def build(
       UserError: another kind, fewer than two tasks, or one that is not dense.
     """
     check_dense("crosstask", tasks, least=2)
-    if kind not in KINDS:
-        raise UserError(f"config.method.kind is {kind!r}: choose one of {', '.join(KINDS)}")
+    one_of("method.kind", kind, KINDS)
     names = tuple(tasks)
     maps = {
         (names[s], names[t]): AutoEncoder(tasks[names[t]].channels, "segnet", width, model.dtype)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtl_jax.errors import UserError
+from mtl_jax.errors import one_of
 from mtl_jax.metrics.masked import blank, masked_mean
 from mtl_jax.models.autoencoder import ARCHITECTURES
 from mtl_jax.tasks import Task
@@ -14,8 +14,7 @@ from mtl_jax.tasks import Task
 
 def check_architecture(name: str) -> None:
     """UserError if auxiliary networks have no such architecture."""
-    if name not in ARCHITECTURES:
-        raise UserError(f"config.method.architecture is {name!r}: choose one of {', '.join(ARCHITECTURES)}")
+    one_of("method.architecture", name, ARCHITECTURES)
 
 
 def ordered_pairs(tasks: int) -> list[tuple[int, int]]:

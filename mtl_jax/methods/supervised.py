@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from mtl_jax.errors import UserError
+from mtl_jax.errors import one_of
 from mtl_jax.methods import weighting as weightings
 from mtl_jax.methods.base import Method
 from mtl_jax.metrics.masked import labelled_mean
@@ -62,8 +62,7 @@ class Supervised(Method):
     average: str = "task"
 
     def __post_init__(self):
-        if self.average not in AVERAGES:
-            raise UserError(f"config.method.average is {self.average!r}: choose one of {', '.join(AVERAGES)}")
+        one_of("method.average", self.average, AVERAGES)
 
     def supervised(self, outputs: Mapping[str, jax.Array], batch: Mapping) -> dict[str, jax.Array]:
         """{task: L_t} of the predictions for `batch["image"]`."""

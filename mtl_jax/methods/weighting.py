@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtl_jax.errors import UserError
+from mtl_jax.errors import UserError, one_of
 
 Tree = Any
 Method = Any  # that of methods/base.py, which is built on this file
@@ -108,8 +108,8 @@ class MGDA(Weighting):
     normalise: str = "none"
 
     def __post_init__(self):
-        _check("variant", self.variant, VARIANTS)
-        _check("normalise", self.normalise, NORMALISERS)
+        one_of("method.weighting.variant", self.variant, VARIANTS)
+        one_of("method.weighting.normalise", self.normalise, NORMALISERS)
 
     def init(self, method, params, state, image):
         if self.variant == "upper_bound" and not jax.tree.leaves(method.perturbations(params, state, image)):
@@ -213,8 +213,7 @@ def make(
             raise UserError(f"config.method.weights names {task!r}, which is not one of config.tasks")
     options = {"name": weighting} if isinstance(weighting, str) else dict(weighting)
     name = options.pop("name", None)
-    if name not in KINDS:
-        raise UserError(f"config.method.weighting is {name!r}: choose one of {', '.join(KINDS)}")
+    one_of("method.weighting", name, KINDS)
     known = [field.name for field in dataclasses.fields(KINDS[name]) if field.name != "weights"]
     for key in options:
         if key not in known:
@@ -342,8 +341,3 @@ _with_gradient.defvjp(
 
 def _stack(values: Mapping[str, jax.Array], names: Sequence[str]) -> jax.Array:
     return jnp.stack([values[name] for name in names])
-
-
-def _check(key: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise UserError(f"config.method.weighting.{key} is {value!r}: choose one of {', '.join(known)}")

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from mtl_jax import names
-from mtl_jax.errors import UserError
+from mtl_jax.errors import UserError, one_of
 from mtl_jax.models.multi_task import MultiTaskNet
 from mtl_jax.tasks import Task
 
@@ -28,8 +28,7 @@ def build(
     Raises:
       UserError: an option that is none of these, or a task that has more than one label per image.
     """
-    if dtype not in ("float32", "bfloat16"):
-        raise UserError(f"config.dtype is {dtype!r}: choose one of float32, bfloat16")
+    one_of("dtype", dtype, ("float32", "bfloat16"))
     for name, task in tasks.items():
         if task.dense:
             raise UserError(f"task {name!r} has a label per pixel: choose another config.model.name")

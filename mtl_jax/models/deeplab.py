@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from mtl_jax import names
-from mtl_jax.errors import UserError
+from mtl_jax.errors import UserError, one_of
 from mtl_jax.models import modulation
 from mtl_jax.models.backbones import resnet
 from mtl_jax.models.decoders import deeplab, ubernet
@@ -68,13 +68,13 @@ def build(
     Raises:
       UserError: an option that is none of these, or that means nothing to the backbone or the decoder.
     """
-    _check("dtype", dtype, ("float32", "bfloat16"))
-    _check("model.backbone", backbone, BACKBONES)
-    _check("model.norm", norm, NORMS)
-    _check("model.output_stride", output_stride, resnet.OUTPUT_STRIDES)
-    _check("model.decoder", decoder, DECODERS)
-    _check("model.encoder_se", encoder_se, modulation.SE)
-    _check("model.decoder_se", decoder_se, DECODERS[decoder], f"with the decoder {decoder!r} ")
+    one_of("dtype", dtype, ("float32", "bfloat16"))
+    one_of("model.backbone", backbone, BACKBONES)
+    one_of("model.norm", norm, NORMS)
+    one_of("model.output_stride", output_stride, resnet.OUTPUT_STRIDES)
+    one_of("model.decoder", decoder, DECODERS)
+    one_of("model.encoder_se", encoder_se, modulation.SE)
+    one_of("model.decoder_se", decoder_se, DECODERS[decoder], f"with the decoder {decoder!r} ")
     if decoder == "ubernet" and not skip:
         raise UserError("config.model.skip means nothing to the decoder 'ubernet': leave it out")
     if width <= 0:
@@ -96,7 +96,7 @@ def build(
                 )
     options = {"width": width, "norm": norm, "output_stride": output_stride, **encoder}
     if backbone == "resnet":
-        _check("model.depth", depth or 26, resnet.BLOCKS)
+        one_of("model.depth", depth or 26, resnet.BLOCKS)
         options |= {"depth": depth or 26, "stride_in_1x1": stride_in_1x1}
     if (mine := modulated(encoder_se)) != Modulation():
         options["modulation"] = mine
@@ -112,8 +112,3 @@ def build(
         return deeplab.DeepLabDecoder(decoder_width, rates, norm, gates, skip, light, kind, name=name)
 
     return MultiTaskNet(tasks, network, make_decoder, decoder != "shared", kind)
-
-
-def _check(key, value, known, where=""):
-    if value not in known:
-        raise UserError(f"config.{key} is {value!r}: {where}choose one of {', '.join(map(str, known))}")

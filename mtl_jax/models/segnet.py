@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mtl_jax.errors import UserError
+from mtl_jax.errors import UserError, one_of
 from mtl_jax.models.backbones import segnet
 from mtl_jax.models.decoders.segnet import SegNetDecoder
 from mtl_jax.models.heads import GlobalHead, SegNetHead
@@ -102,8 +102,7 @@ def build(tasks: Mapping[str, Task], dtype: str, width: float = 1.0) -> SegNet:
     Raises:
       UserError: another dtype, or a width that is not positive.
     """
-    if dtype not in ("float32", "bfloat16"):
-        raise UserError(f"config.dtype is {dtype!r}: choose one of float32, bfloat16")
+    one_of("dtype", dtype, ("float32", "bfloat16"))
     if width <= 0:
         raise UserError(f"config.model.width is {width}: give a positive factor")
     kind = jnp.dtype(dtype)

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from mtl_jax import names
-from mtl_jax.errors import UserError
+from mtl_jax.errors import UserError, one_of
 from mtl_jax.models.decoders.fpn import FPN
 from mtl_jax.models.decoders.semantic_fpn import SemanticBranch
 from mtl_jax.models.multi_task import MultiTaskNet
@@ -48,8 +48,7 @@ def build(
         ("model.norm", norm, ("batch", "group")),
         ("model.decoder", decoder, DECODERS),
     ):
-        if value not in known:
-            raise UserError(f"config.{key} is {value!r}: choose one of {', '.join(known)}")
+        one_of(key, value, known)
     for key, value in {"pyramid_width": pyramid_width, "decoder_width": decoder_width}.items():
         if value < 1:
             raise UserError(f"config.model.{key} is {value}: give a number of channels")

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mtl_jax.errors import UserError
+from mtl_jax.errors import UserError, one_of
 from mtl_jax.models.backbones.mobilenet_v2 import LEVELS, scaled
 from mtl_jax.models.conv import Conv
 from mtl_jax.models.modulation import Modulation, SqueezeExcite
@@ -277,10 +277,7 @@ def build(
         "padding": (padding, PADDINGS),
     }
     for key, (value, known) in choices.items():
-        if value not in known:
-            raise UserError(
-                f"config.model.encoder.{key} is {value!r}: choose one of {', '.join(map(str, known))}"
-            )
+        one_of(f"model.encoder.{key}", value, known)
     for key, value in {"width": width, "depth": depth, "epsilon": epsilon}.items():
         if value <= 0:
             raise UserError(f"config.model.encoder.{key} is {value}: give a positive number")

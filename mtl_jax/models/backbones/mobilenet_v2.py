@@ -2,14 +2,13 @@
 
 import functools
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mtl_jax.errors import UserError
+from mtl_jax.errors import UserError, one_of
 from mtl_jax.models.backbones.resnet import OUTPUT_STRIDES
 from mtl_jax.models.modulation import Modulation
 from mtl_jax.models.norm import ConvNorm
@@ -164,17 +163,10 @@ def build(
     Raises:
       UserError: an option that is none of those.
     """
-    _check("norm", norm, NORMS)
-    _check("output_stride", output_stride, OUTPUT_STRIDES)
+    one_of("model.encoder.norm", norm, NORMS)
+    one_of("model.encoder.output_stride", output_stride, OUTPUT_STRIDES)
     for key, factor in {"width": width, "depth": depth}.items():
         if factor <= 0:
             raise UserError(f"config.model.encoder.{key} is {factor}: give a positive factor, as 1.4")
     kind, modulation = jnp.dtype(dtype), modulation or Modulation()
     return MobileNetV2(width, norm, output_stride, modulation, kind, top, depth, remat)
-
-
-def _check(key: str, value: Any, known: Sequence[Any]) -> None:
-    if value not in known:
-        raise UserError(
-            f"config.model.encoder.{key} is {value!r}: choose one of {', '.join(map(str, known))}"
-        )

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mtl_jax.errors import UserError
+from mtl_jax.errors import UserError, one_of
 from mtl_jax.models.modulation import Modulation
 from mtl_jax.models.norm import ConvNorm
 
@@ -215,10 +215,7 @@ def build(
         ("norm", norm, NORMS),
         ("output_stride", output_stride, OUTPUT_STRIDES),
     ):
-        if value not in known:
-            raise UserError(
-                f"config.model.encoder.{key} is {value!r}: choose one of {', '.join(map(str, known))}"
-            )
+        one_of(f"model.encoder.{key}", value, known)
     if width <= 0:
         raise UserError(f"config.model.encoder.width is {width}: give a positive factor, as 0.5")
     if groups < 1:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtl_jax.errors import UserError
+from mtl_jax.errors import UserError, one_of
 from mtl_jax.models.modulation import Modulation
 from mtl_jax.models.norm import KINDS, ConvNorm
 
@@ -119,8 +119,7 @@ def build(dtype: str, width: float = 1.0, norm: str = "batch", remat: bool = Fal
     Raises:
       UserError: an option that is none of those.
     """
-    if norm not in KINDS:
-        raise UserError(f"config.model.encoder.norm is {norm!r}: choose one of {', '.join(KINDS)}")
+    one_of("model.encoder.norm", norm, KINDS)
     if width <= 0:
         raise UserError(f"config.model.encoder.width is {width}: give a positive factor, as 0.5")
     return SegNetEncoder(width, norm, dtype=jnp.dtype(dtype), remat=remat)

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mtl_jax.errors import UserError
+from mtl_jax.errors import UserError, one_of
 from mtl_jax.models.modulation import Modulation
 
 # Width, depth, heads, patch: table 1 of the paper, and table 2 of Steiner et al. (TMLR 2022) for Ti and S.
@@ -183,10 +183,7 @@ def build(
     Raises:
       UserError: an option that makes no network.
     """
-    if variant not in VARIANTS:
-        raise UserError(
-            f"config.model.encoder.variant is {variant!r}: choose one of {', '.join(map(str, VARIANTS))}"
-        )
+    one_of("model.encoder.variant", variant, VARIANTS)
     given = {"width": width, "depth": depth, "heads": heads, "patch": patch}
     sizes = {
         key: usual if value is None else value
