@@ -15,7 +15,6 @@ setup(
         "flax>=0.12",
         "google-crc32c>=1.5",
         "h5py>=3.11",
-        "kornia-rs>=0.2",
         "matplotlib>=3.8",
         "ml-collections>=1.1",
         "numpy>=1.26",

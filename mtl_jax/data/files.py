@@ -2,13 +2,11 @@
 
 import functools
 import io
-import struct
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
-import kornia_rs.io as png
 import numpy as np
 import scipy.io
 from PIL import Image
@@ -92,37 +90,22 @@ def pixels(content: bytes) -> np.ndarray:
 def _decode(content: bytes) -> np.ndarray | None:
     """The pixels, [h,w] or [h,w,3], of a sound JPEG or PNG in grey or RGB; None of all else.
 
-    Pillow reads the same numbers, but takes 1.3 times as long for a JPEG and twice for a PNG.
+    What Pillow reads, OpenCV reads bit for bit alike, in two thirds of the time.
     """
-    if content[:8] == b"\x89PNG\r\n\x1a\n":
-        return _decode_png(content)
-    channels = _jpeg_channels(content)
+    channels = _channels(content)
     if channels not in (1, 3):
         return None
     colours = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB
-    return cv2.imdecode(np.frombuffer(content, np.uint8), colours | cv2.IMREAD_IGNORE_ORIENTATION)
+    flags = colours | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
+    return cv2.imdecode(np.frombuffer(content, np.uint8), flags)
 
 
-def _decode_png(content: bytes) -> np.ndarray | None:
-    width, height, depth, colours = struct.unpack_from(">IIBB", content, 16)
-    readers = {
-        (8, 0): (png.decode_image_png_u8, "mono"),
-        (16, 0): (png.decode_image_png_u16, "mono"),
-        (8, 2): (png.decode_image_png_u8, "rgb"),
-    }
-    reader, mode = readers.get((depth, colours), (None, None))
-    clear = b"tRNS" in content[: content.find(b"IDAT")]  # transparency
-    if reader is None or clear or height * width > Image.MAX_IMAGE_PIXELS:
-        return None
-    try:
-        pixels = reader(content, (height, width), mode)
-    except Exception:  # it raises no other; Pillow says what is wrong
-        return None
-    return pixels[..., 0] if mode == "mono" else pixels
-
-
-def _jpeg_channels(content: bytes) -> int:
-    """0 of what is no JPEG."""
+def _channels(content: bytes) -> int:
+    """Of a JPEG, or of a PNG of 8 bits, or grey of 16, without palette and transparency; 0 of all else."""
+    if content[:8] == b"\x89PNG\r\n\x1a\n":
+        depth, colours = content[24:26]
+        plain = b"tRNS" not in content[: content.find(b"IDAT")]
+        return {(8, 0): 1, (16, 0): 1, (8, 2): 3}.get((depth, colours), 0) if plain else 0
     start = 2
     while content[:2] == b"\xff\xd8" and content[start : start + 1] == b"\xff":
         marker = content[start + 1]
