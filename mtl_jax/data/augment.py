@@ -77,7 +77,7 @@ def draw(seed: int, position: int) -> np.ndarray:
 def cut(
     example: Example, numbers: np.ndarray, tasks: Mapping[str, Task], size: tuple[int, int], options: Any
 ) -> list[np.ndarray]:
-    """An example on the canvas: numbers f32[12], the image, and the labels, for `augment`.
+    """An example on the canvas, for `augment`: f32[3], or f32[12] to be turned; the image; and the labels.
 
     Maps that are to be turned stay as they are, since that is TensorFlow's; all others are at their places
     and have the values that they get there. (TensorFlow takes several times as long.)
@@ -89,17 +89,19 @@ def cut(
       size, options: as of `augment`.
     """
     g = _choose(example["image"].shape[:2], size, options, numbers)
-    matrix = _canvas_to_image(g, size)
-    vector = np.array([*matrix.ravel(), g.scale, g.radians, g.flip, *numbers[5:]], np.float32)
     image, labels = example["image"], {name: example["labels"][name] for name in tasks}
     window = np.s_[:] if options.rotate else np.s_[g.top : g.top + g.height, g.left : g.left + g.width]
     maps = {n: able_to_hold(tasks[n].fill, x[window]) for n, x in labels.items() if tasks[n].label_is_map}
-    if not options.rotate:
+    turn = ()
+    if options.rotate:
+        turn = (*_canvas_to_image(g, size).ravel(), g.scale, g.radians, g.flip)
+    else:
         image, maps = _warp(image[window], maps, tasks, _upright(g, size))
         maps = {name: _adjust(x, tasks[name], g, options) for name, x in maps.items()}
-    back = _inverse(matrix)
-    rest = {n: place(x, tasks[n], back, size) for n, x in labels.items() if n not in maps}
-    return [vector, image, *({**maps, **rest}[name] for name in tasks)]
+    if len(maps) < len(labels):
+        back = _inverse(_canvas_to_image(g, size))
+        maps |= {n: place(x, tasks[n], back, size) for n, x in labels.items() if n not in maps}
+    return [np.array([*numbers[5:], *turn], np.float32), image, *(maps[name] for name in tasks)]
 
 
 def able_to_hold(fill: float, label: np.ndarray) -> np.ndarray:
@@ -137,7 +139,7 @@ def augment(
     """
     if options.rotate:
         maps = {name: x for name, x in labels.items() if tasks[name].label_is_map}
-        image, maps = _warp(image, maps, tasks, _turned(vector[:6], size))
+        image, maps = _warp(image, maps, tasks, _turned(vector[3:9], size))
         labels = {**labels, **{n: _adjust_turned(x, tasks[n], vector, options) for n, x in maps.items()}}
     image = tf.ensure_shape(image, (*size, 3))
     labels = {n: tf.ensure_shape(x, (*tasks[n].label_size(size), x.shape[2])) for n, x in labels.items()}
@@ -150,7 +152,7 @@ def augment(
         if view.zoom:
             image, labels = zoom_crop(image, labels, tasks, options.zoom, _seed_for(key, "zoom"))
         placed[name] = image, labels
-        numbers = vector[9:] if name is None else tf.random.stateless_uniform([3], key)
+        numbers = vector[:3] if name is None else tf.random.stateless_uniform([3], key)
         image, colours = _change_colours(image, numbers, options, key)
         coloured[name] = Changed(image, labels, colours)
     return coloured.pop(None), coloured
@@ -329,8 +331,7 @@ def _inverse(canvas_to_image: np.ndarray) -> np.ndarray:
 def _warp(image: Array, maps: Mapping[str, Array], tasks: Mapping[str, Task], warp: Warp) -> Pair:
     """Image and labels that are maps, at their new places; of NumPy or TensorFlow."""
     moves = {name: _moves(x, tasks[name]) for name, x in maps.items()}
-    floating = "float" in str(image.dtype)
-    grey = (image, "bilinear", GREY if floating else 255 * GREY)
+    grey = (image, "bilinear", 255 * GREY if image.dtype == np.uint8 else GREY)
     new, *rest = warp([grey, *(move for each in moves.values() for move in each)])
     if new.dtype != image.dtype:
         new = new * (1 / 255)
@@ -368,7 +369,7 @@ def _adjust(label: np.ndarray, task: Task, g: Geometry, options: Any) -> np.ndar
 
 def _adjust_turned(label: tf.Tensor, task: Task, vector: tf.Tensor, options: Any) -> tf.Tensor:
     """The same of a map that has been turned as well."""
-    scale, radians, flip = tf.unstack(vector[6:9])
+    scale, radians, flip = tf.unstack(vector[9:12])
     if tuple(options.scale) != (1.0, 1.0):
         label = task.rescale(_measured(label, task), scale)
     label = task.rotate(_measured(label, task), radians)
@@ -377,7 +378,8 @@ def _adjust_turned(label: tf.Tensor, task: Task, vector: tf.Tensor, options: Any
 
 def _measured(label: Array, task: Task) -> Array:
     """The label, ready for a change of its values, in `label_dtype`; classes, which have none, as stored."""
-    return _floats(label, task) if "float" in str(label.dtype) else label
+    numpy = isinstance(label, np.ndarray)
+    return _floats(label, task) if (label.dtype.kind == "f" if numpy else label.dtype.is_floating) else label
 
 
 def _floats(label: Array, task: Task) -> Array:
