@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mtl_jax.models import conv as conv_lib
-from mtl_jax.models.conv import Conv, conv
+from mtl_jax.models.conv import Conv, ConvTranspose, conv, conv_transpose
 
 # Size, stride, dilation, image: odd and even sizes, taps that see nothing but padding.
 CASES = [
@@ -67,12 +67,11 @@ def reference(x, kernel, stride, dilation, groups):
     )
 
 
-@pytest.fixture(params=["narrow", "wide", "other backend"])
+@pytest.fixture(params=["taps", "lax", "other backend"])
 def path(request, monkeypatch):
     """Every way through `conv` on this machine."""
-    if request.param == "wide":
-        monkeypatch.setattr(conv_lib, "WIDE", 0)
-        monkeypatch.setattr(conv_lib, "DEEP", 0)
+    if request.param != "other backend":
+        monkeypatch.setattr(conv_lib, "SEEN", 2 if request.param == "taps" else 0)
     if request.param == "other backend":
         monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
 
@@ -160,7 +159,98 @@ def test_groups_divide_the_arithmetic(path):
 
     full = flops((32, 16, 1))
     np.testing.assert_allclose(flops((32, 16, 4)), full / 4, rtol=0.1)
-    np.testing.assert_allclose(flops((32, 16, 16)), full / 16, rtol=0.1)
+    np.testing.assert_allclose(flops((32, 16, 16)), full / 16, rtol=0.2)  # some of the padding too
+
+
+def test_maps_of_few_pixels_cost_what_they_see():
+    def flops(image):
+        x, kernel = arrays(3, image, (16, 16, 1))
+        return jax.jit(conv).lower(x, kernel).cost_analysis()["flops"]
+
+    np.testing.assert_allclose(flops((1, 1)), 2 * 16 * 16 * 2, rtol=0.1)
+    np.testing.assert_allclose(flops((2, 2)), 16 * 2 * 16 * 16 * 2, rtol=0.1)  # of 36 pairs of pixel and tap
+
+
+# Size, stride; torch's padding and output_padding.
+TRANSPOSED = [
+    (2, 2, 0, 0),
+    (4, 4, 0, 0),
+    (3, 2, 1, 1),
+    (4, 2, 1, 0),
+    (5, 2, 2, 1),
+    (3, 1, 1, 0),
+    (7, 4, 2, 1),
+]
+
+
+@pytest.fixture(params=["cpu", "gpu"])
+def backend(request, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: request.param)
+
+
+@pytest.mark.parametrize("size,stride,padding,output_padding", TRANSPOSED)
+def test_transposed_is_that_of_torch(backend, size, stride, padding, output_padding):
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 4, 3, 5)).astype(np.float32)
+    kernel = rng.normal(size=(size, size, 5, 6)).astype(np.float32)
+    layer = torch.nn.ConvTranspose2d(5, 6, size, stride, padding, output_padding, bias=False)
+    layer.weight.data = torch.from_numpy(kernel.transpose(2, 3, 0, 1).copy())
+    image = torch.from_numpy(x.transpose(0, 3, 1, 2).copy()).requires_grad_()
+    expected = layer(image)
+    expected.sin().sum().backward()
+
+    y = jax.jit(conv_transpose, static_argnums=2)(x, kernel, stride)
+    assert y.shape == (2, 4 * stride, 3 * stride, 6)
+    np.testing.assert_allclose(y, expected.detach().numpy().transpose(0, 2, 3, 1), atol=2e-5)
+    gradient = jax.grad(lambda x, k: jnp.sum(jnp.sin(conv_transpose(x, k, stride))), (0, 1))
+    dx, dkernel = jax.jit(gradient)(x, kernel)
+    np.testing.assert_allclose(dx, image.grad.numpy().transpose(0, 2, 3, 1), atol=1e-4)
+    np.testing.assert_allclose(dkernel, layer.weight.grad.numpy().transpose(2, 3, 0, 1), atol=1e-4)
+
+
+@pytest.mark.parametrize("size,stride", [(2, 2), (3, 2), (4, 2)])
+def test_transposed_has_second_derivatives(monkeypatch, size, stride):
+    x, kernel = arrays(size, (4, 3))
+
+    def second(x, kernel):
+        def norm(x, kernel):
+            gradients = jax.grad(lambda x, k: jnp.sum(jnp.sin(conv_transpose(x, k, stride))), (0, 1))(
+                x, kernel
+            )
+            return sum(jnp.sum(jnp.tanh(g) ** 2) for g in gradients)
+
+        return jax.jit(jax.grad(norm, (0, 1)))(x, kernel)
+
+    ours = second(x, kernel)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # derivatives are lax's own
+    for mine, other in zip(ours, second(x, kernel), strict=True):
+        np.testing.assert_allclose(mine, other, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("size,stride", [(2, 2), (3, 2)])
+def test_transposed_in_bfloat16(size, stride):
+    x, kernel = arrays(size, (4, 3), (32, 6, 1), jnp.bfloat16)
+    y = jax.jit(conv_transpose, static_argnums=2)(x, kernel, stride)
+    assert y.dtype == jnp.bfloat16
+    exact = conv_transpose(x.astype(jnp.float32), kernel.astype(jnp.float32), stride)
+    np.testing.assert_allclose(y.astype(jnp.float32), exact, rtol=2**-7, atol=1e-2)
+    grads = jax.grad(lambda x, k: jnp.sum(conv_transpose(x, k, stride) ** 2), (0, 1))(x, kernel)
+    assert [g.dtype for g in grads] == [jnp.bfloat16, jnp.bfloat16]
+
+
+@pytest.mark.parametrize("size,stride", [(2, 2), (4, 2)])
+def test_transposed_module_keeps_the_variance(size, stride):
+    x = jax.random.normal(jax.random.key(1), (2, 8, 8, 64))
+    module = ConvTranspose(64, size, stride, use_bias=True, dtype=jnp.bfloat16)
+    params = jax.jit(module.init)(jax.random.key(0), x)["params"]
+    assert {p.dtype for p in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    y = jax.jit(module.apply)({"params": params}, jnp.maximum(x, 0))
+    assert y.dtype == jnp.bfloat16 and y.shape == (2, 8 * stride, 8 * stride, 64)
+    np.testing.assert_allclose(np.mean(np.square(y[:, 2:-2, 2:-2], dtype=np.float32)), 1, rtol=0.15)
+    shifted = {**params, "bias": jnp.full(64, 3.0)}
+    difference = module.apply({"params": shifted}, x) - module.apply({"params": params}, x)
+    np.testing.assert_allclose(difference.astype(jnp.float32), 3.0, atol=0.05)
 
 
 def test_module_starts_he_normal_in_float32():
