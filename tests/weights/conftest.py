@@ -1,9 +1,8 @@
 """PyTorch's networks as references; tests that need them are skipped where they are not installed."""
 
-import importlib
-import sys
-
 import pytest
+
+from tests.weights.reference import import_torchvision
 
 ABSENT = "install the extra `parity` (see setup.py) to compare with PyTorch's networks"
 
@@ -17,18 +16,10 @@ def torch():
 
 @pytest.fixture(scope="session")
 def torchvision(torch):
-    """Also where torchvision was built for another torch: none of its own operators is used here."""
     try:
-        return importlib.import_module("torchvision")
+        return import_torchvision()
     except ImportError:
         pytest.skip(ABSENT)
-    except RuntimeError:  # operator torchvision::nms does not exist
-        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        torchvision.operators = torch.library.Library("torchvision", "FRAGMENT")
-        for name in ("nms", "qnms"):
-            torchvision.operators.define(f"{name}(Tensor a, Tensor b, float c) -> Tensor")
-        return importlib.import_module("torchvision")
 
 
 @pytest.fixture(scope="session")

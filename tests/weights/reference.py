@@ -1,5 +1,8 @@
 """The same weights in a network of PyTorch's and in one of ours must give the same maps."""
 
+import importlib
+import sys
+from types import ModuleType
 from typing import Any
 
 import flax.linen as nn
@@ -8,6 +11,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtl_jax.weights.source import Source, fill
+
+
+def import_torchvision() -> ModuleType:
+    """Also where torchvision was built for another torch: none of its own operators is used here."""
+    try:
+        return importlib.import_module("torchvision")
+    except RuntimeError:  # operator torchvision::nms does not exist
+        import torch
+
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        del sys.modules[name]
+    import_torchvision.operators = torch.library.Library("torchvision", "FRAGMENT")  # as long as the module
+    for name in ("nms", "qnms"):
+        import_torchvision.operators.define(f"{name}(Tensor a, Tensor b, float c) -> Tensor")
+    return importlib.import_module("torchvision")
 
 
 def randomise(network: Any, seed: int = 0) -> Any:
