@@ -279,7 +279,7 @@ def override(config: ConfigDict, key: str, value: Any) -> None:
             if isinstance(value, Mapping):
                 value = ConfigDict(value, convert_dict=True)
             elif known and isinstance(node[last], tuple):
-                value = tuple(value)
+                value = (value,) if isinstance(value, str) else tuple(value)
             node[last] = value
     except TypeError:
         kind = type(node[last]).__name__

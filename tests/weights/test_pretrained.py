@@ -329,13 +329,13 @@ def test_a_run_from_weights_resumes_bit_for_bit(first, file, tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def second(tmp_path_factory, tiny, file):
-    """A run in which nothing is as in a new one: every number is moved. Workdir, variables."""
+    """A run of other numbers and of one task more: (workdir, variables)."""
     workdir = tmp_path_factory.mktemp("second")
     return workdir, saved(tiny(of_file(file), seed=1, tasks={"depth": {}, "normals": {}}), workdir)
 
 
-def test_from_another_run_the_parts_that_are_named(tiny, first, second):
-    """(decoder@depth has statistics too, the head has not.)"""
+def test_from_another_run_the_parts_that_are_named(tiny, second):
+    """Parameters and statistics of these, and of nothing else."""
     workdir, theirs = second
     for parts in (("encoder",), ("decoder@depth", "head@depth"), ("encoder/stage2_block1/conv1",), ("",)):
         _, fresh, begin = begun(tiny(of_run(workdir, *parts)))
@@ -479,6 +479,15 @@ def test_keys_that_make_no_sense_are_named(tiny, weights, words):
 def test_any_number_of_parts_is_accepted(tiny, parts):
     c = tiny(of_run("a", *parts))
     assert configs.from_json(configs.to_json(c)).weights.parts == parts
+
+
+@pytest.mark.parametrize(
+    "text,parts", [("encoder", ("encoder",)), ("('encoder', 'head')", ("encoder", "head"))]
+)
+def test_parts_on_the_command_line(tiny, text, parts):
+    c = tiny(of_run("a"))
+    configs.override(c, "weights.parts", configs.literal(text))
+    assert c.weights.parts == parts
 
 
 def weights(source=None, path="a.npz", parts=("encoder",)):
