@@ -94,13 +94,13 @@ def build(
                 raise UserError(
                     f"config.model.{key} means nothing to the backbone {backbone!r}: leave it out"
                 )
-    options = {"width": width, "norm": norm, "output_stride": output_stride, **encoder}
+    options = {"width": width, "norm": norm, "output_stride": output_stride}
     if backbone == "resnet":
         one_of("model.depth", depth or 26, resnet.BLOCKS)
         options |= {"depth": depth or 26, "stride_in_1x1": stride_in_1x1}
     if (mine := modulated(encoder_se)) != Modulation():
         options["modulation"] = mine
-    network = names.build("models.backbones", backbone, options, dtype)
+    network = names.build("models.backbones", backbone, {**options, **encoder}, dtype)
 
     rates = tuple(rate * 16 // output_stride for rate in deeplab.RATES)
 

@@ -149,7 +149,7 @@ def _cubic(length, size):
     return weights
 
 
-def build(dtype: Any, variant: str = "large") -> MiDaS:
+def make(dtype: Any, variant: str = "large") -> MiDaS:
     """A released network: "large" on a ResNeXt-101 32x8d, or "small" on an EfficientNet-Lite3.
 
     Raises:

@@ -31,7 +31,9 @@ def source(weights: Any, encoder: nn.Module) -> Source:
     family = type(encoder).__module__.rpartition(".")[2]
     try:
         known = importlib.import_module(f"mtl_jax.weights.{family}").SOURCES
-    except ModuleNotFoundError:
+    except ModuleNotFoundError as error:
+        if error.name != f"mtl_jax.weights.{family}":  # it is there, but something that it imports is not
+            raise
         raise UserError(f"there are no published weights for {family}: leave config.weights out") from None
     name = weights.source
     if weights.path.startswith(packages.PREFIX):

@@ -61,13 +61,13 @@ def test_parameters_are_those_released(variant, features, halvings, millions):
     outputs = 9 * features[0] * half + half + 9 * half * 32 + 32 + 32 + 1
     released = encoder + laterals + 2 * sum(units) + halvings + outputs
     assert round(released / 1e6) == millions
-    ours = cost.parameters(shapes(midas.build(jnp.float32, variant))["params"])
+    ours = cost.parameters(shapes(midas.make(jnp.float32, variant))["params"])
     assert ours == released - units[3] == {"large": 104_182_785, "small": 16_600_929}[variant]
 
 
 def test_an_unknown_variant_is_named():
     with pytest.raises(UserError, match="'medium': choose one of large, small"):
-        midas.build(jnp.float32, "medium")
+        midas.make(jnp.float32, "medium")
 
 
 def test_sizes():

@@ -106,13 +106,13 @@ def test_the_large_network_gives_the_same_depth(torch, torchvision, monkeypatch)
 
 
 def test_the_small_network_gives_the_same_depth(torch, timm):
-    assert_same_depth(torch, midas.build(jnp.float32, "small"), small(torch, timm), SOURCES["small"])
+    assert_same_depth(torch, midas.make(jnp.float32, "small"), small(torch, timm), SOURCES["small"])
 
 
 @pytest.mark.slow
 def test_the_whole_large_network_gives_the_same_depth(torch, torchvision):
     theirs = large(torch, torchvision, (3, 4, 23, 3), 256, groups=32, width_per_group=8)
-    assert_same_depth(torch, midas.build(jnp.float32, "large"), theirs, SOURCES["large"])
+    assert_same_depth(torch, midas.make(jnp.float32, "large"), theirs, SOURCES["large"])
 
 
 def test_the_working_sizes_are_the_releases():
