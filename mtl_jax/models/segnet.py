@@ -1,12 +1,14 @@
 """Multi-task SegNet: one encoder and one decoder for all tasks, one head per task."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mtl_jax import names
 from mtl_jax.errors import UserError, one_of
 from mtl_jax.models.backbones import segnet
 from mtl_jax.models.decoders.segnet import SegNetDecoder
@@ -92,18 +94,26 @@ class SegNet(nn.Module):
         return ("encoder", f"stage{len(segnet.STAGES)}_conv{segnet.STAGES[-1][1]}", "conv")
 
 
-def build(tasks: Mapping[str, Task], dtype: str, width: float = 1.0) -> SegNet:
+def build(
+    tasks: Mapping[str, Task],
+    dtype: str,
+    width: float = 1.0,
+    encoder: Mapping[str, Any] = MappingProxyType({}),
+) -> SegNet:
     """A SegNet for `tasks`.
 
     Args:
       dtype: of the computation, "float32" or "bfloat16"; parameters and statistics are float32.
       width: multiplies all numbers of channels.
+      encoder: further options of `build` in backbones/segnet.py.
 
     Raises:
-      UserError: another dtype, or a width that is not positive.
+      UserError: an option that is none of these.
     """
     one_of("dtype", dtype, ("float32", "bfloat16"))
     if width <= 0:
         raise UserError(f"config.model.width is {width}: give a positive factor")
-    kind = jnp.dtype(dtype)
-    return SegNet(tasks, segnet.SegNetEncoder(width, dtype=kind), width, kind)
+    if "width" in encoder:
+        raise UserError("config.model.encoder.width is that of the decoder too: set config.model.width")
+    network = names.build("models.backbones", "segnet", {"width": width, **encoder}, dtype)
+    return SegNet(tasks, network, width, jnp.dtype(dtype))

@@ -216,6 +216,8 @@ def test_bfloat16_is_close(make):
         ({"width": 0}, "config.model.width is 0: give a positive factor"),
         ({"dtype": "float"}, "config.dtype is 'float': choose one of float32, bfloat16"),
         ({"depth": 50}, "models.segnet has no option 'depth'"),
+        ({"encoder": {"width": 2}}, "config.model.encoder.width is that of the decoder too"),
+        ({"encoder": {"norm": "layer"}}, "config.model.encoder.norm is 'layer'"),
     ],
 )
 def test_wrong_options_are_named(options, words):
@@ -224,3 +226,10 @@ def test_wrong_options_are_named(options, words):
     with pytest.raises(UserError) as error:
         names.build("models", "segnet", options, DENSE, dtype)
     assert words in str(error.value)
+
+
+def test_the_encoder_takes_options_of_its_own():
+    encoder = {"norm": "group", "remat": True}
+    model = names.build("models", "segnet", {"width": 0.125, "encoder": encoder}, DENSE, "float32")
+    assert (model.encoder.width, model.encoder.norm, model.encoder.remat) == (0.125, "group", True)
+    assert model.width == 0.125
