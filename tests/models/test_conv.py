@@ -70,9 +70,12 @@ def reference(x, kernel, stride, dilation, groups):
 @pytest.fixture(params=["taps", "lax", "other backend"])
 def path(request, monkeypatch):
     """Every way through `conv` on this machine."""
-    if request.param != "other backend":
-        monkeypatch.setattr(conv_lib, "SEEN", 2 if request.param == "taps" else 0)
-    if request.param == "other backend":
+    if request.param == "taps":
+        monkeypatch.setattr(conv_lib, "SEEN", 2)
+        monkeypatch.setattr(conv_lib, "LARGE", 0)
+    elif request.param == "lax":
+        monkeypatch.setattr(conv_lib, "SEEN", 0)
+    else:
         monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
 
 
@@ -129,8 +132,9 @@ def test_first_and_second_derivatives_are_those_of_lax(path, size, stride, dilat
         (3, 1, (32, 4, 2)),
     ],
 )
-def test_bfloat16_sums_in_float32(size, dilation, channels):
+def test_bfloat16_sums_in_float32(monkeypatch, size, dilation, channels):
     """The result is off by its own rounding alone (2**-9 relative), not by that of many partial sums."""
+    monkeypatch.setattr(conv_lib, "LARGE", 0)
     groups = channels[2]
     x, kernel = arrays(size, (6, 8), channels, jnp.bfloat16)
     y = jax.jit(conv, static_argnums=(2, 3, 4))(x, kernel, 1, dilation, groups)
@@ -142,10 +146,12 @@ def test_bfloat16_sums_in_float32(size, dilation, channels):
     assert [g.dtype for g in grads] == [jnp.bfloat16, jnp.bfloat16]
 
 
-def test_taps_that_see_padding_alone_cost_nothing():
+@pytest.mark.parametrize("channels", [(16, 16, 1), (16, 16, 16)])
+def test_taps_that_see_padding_alone_cost_nothing(channels):
     def flops(size, dilation):
-        x, kernel = arrays(size, (4, 4), (16, 16, 1))
-        return jax.jit(lambda x, k: conv(x, k, 1, dilation)).lower(x, kernel).cost_analysis()["flops"]
+        x, kernel = arrays(size, (4, 4), channels)
+        lowered = jax.jit(lambda x, k: conv(x, k, 1, dilation, channels[2])).lower(x, kernel)
+        return lowered.cost_analysis()["flops"]
 
     assert flops(3, 6) < 1.1 * flops(1, 1)
 
@@ -162,7 +168,9 @@ def test_groups_divide_the_arithmetic(path):
     np.testing.assert_allclose(flops((32, 16, 16)), full / 16, rtol=0.2)  # some of the padding too
 
 
-def test_maps_of_few_pixels_cost_what_they_see():
+def test_maps_of_few_pixels_cost_what_they_see(monkeypatch):
+    monkeypatch.setattr(conv_lib, "LARGE", 0)
+
     def flops(image):
         x, kernel = arrays(3, image, (16, 16, 1))
         return jax.jit(conv).lower(x, kernel).cost_analysis()["flops"]
