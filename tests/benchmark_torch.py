@@ -8,7 +8,8 @@ eager, with channels last. The two take turns, so that other work on the machine
 are of one step: XLA's count of the compiled program, which includes arithmetic of whatever kind, and
 PyTorch's of forward and backward pass, which is of convolutions and matrix products alone.
 
-It prints a Markdown table, and needs the extra `parity` (see setup.py).
+Where other work shares the cores, PyTorch's threads lose much time waiting for each other in loops: compare
+with --threads=1 there. It prints a Markdown table, and needs the extra `parity` (see setup.py).
 """
 
 import argparse
