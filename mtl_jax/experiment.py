@@ -45,21 +45,19 @@ def build_model(config: ConfigDict, tasks: Mapping[str, Task], workdir: str = ""
 
     A run that goes on in `workdir` treats them as before, whatever has become of the run it started from.
     """
-    model, weights = _network(config, tasks), config.weights
+    options = {key: value for key, value in config.model.items() if key != "name"}
+    model = names.build("models", config.model.name, options, dict(tasks), config.dtype)
+    weights = config.weights
     if not weights.path:
         return model
     if workdir and os.path.exists(os.path.join(workdir, PREPROCESSING)):
         theirs = read_preprocessing(workdir)
     elif weights.source == pretrained.RUN:
-        theirs = read_preprocessing(weights.path)
+        run = weights.path
+        theirs = build_model(read_config(run), read_tasks(run), run).preprocessing
     else:
         theirs = pretrained.preprocessing(weights, model)
     return model.clone(preprocessing=theirs)
-
-
-def _network(config: ConfigDict, tasks: Mapping[str, Task]) -> nn.Module:
-    options = {key: value for key, value in config.model.items() if key != "name"}
-    return names.build("models", config.model.name, options, dict(tasks), config.dtype)
 
 
 def start_from(variables: Mapping[str, Any], model: nn.Module, config: ConfigDict) -> dict[str, Any]:
@@ -210,7 +208,7 @@ def load(workdir: str, which: str = "latest") -> Experiment:
       UserError: no run, no checkpoint, or a damaged one.
     """
     config, tasks = read_config(workdir), read_tasks(workdir)
-    model = _network(config, tasks).clone(preprocessing=read_preprocessing(workdir))
+    model = build_model(config, tasks, workdir)
     image = example_batch(config, tasks)["image"][:1]
     shapes = jax.eval_shape(lambda key: model.init(key, image, tuple(tasks), train=False), jax.random.key(0))
     shapes = dict(shapes)

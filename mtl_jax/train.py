@@ -213,7 +213,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
         experiment.start_from({**shapes.state["model"], "params": shapes.params["model"]}, model, config)
     experiment.claim_workdir(config, workdir)
     experiment.write_tasks(workdir, config, dataset)
-    experiment.write_preprocessing(workdir, model)
+    if config.weights.path:
+        experiment.write_preprocessing(workdir, model)
     splits["train"], statistics = with_given_labels(splits["train"], config, workdir, method)
     if config.data.cache:  # it is read at every evaluation; train_batches keeps what it reads itself
         splits["eval"] = pipeline.cached(splits["eval"])

@@ -288,7 +288,7 @@ class Small(nn.Module):
 
 def test_a_network_from_its_working_directory(tmp_path, monkeypatch):
     """One that was saved as a run saves it, against its own outputs for one image at a time."""
-    monkeypatch.setattr(experiment, "build_model", lambda config, tasks: Small(tasks))
+    monkeypatch.setattr(experiment, "build_model", lambda config, tasks, workdir="": Small(tasks))
     c = configs.default()
     names = ("depth", "semseg")
     c.tasks = {name: {} for name in names}

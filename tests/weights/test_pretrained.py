@@ -434,7 +434,7 @@ def test_parts_that_another_run_has_not_are_named(tiny, second, parts, changes, 
 
 def test_a_folder_that_is_no_run(tiny, tmp_path):
     c = tiny(of_run(tmp_path))
-    with pytest.raises(UserError, match=f"{tmp_path} is no working directory of a run: it has no prep"):
+    with pytest.raises(UserError, match=f"{tmp_path} is no working directory of a run: it has no config"):
         experiment.build_model(c, {"depth": depth.build("depth")})
 
 
