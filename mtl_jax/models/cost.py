@@ -18,7 +18,7 @@ def flops(model: nn.Module, variables: Any, tasks: Sequence[str], size: tuple[in
     """Floating-point operations of the network's prediction of `tasks` for one image.
 
     XLA's count of the program before its optimisation: a multiply-add is 2, products with the
-    padding's zeros are none.
+    padding's zeros are none (but in depthwise convolutions on CPU, about 1 % of a network that has them).
 
     Args:
       variables: what `model.apply` takes, arrays or their shapes.
