@@ -12,9 +12,7 @@ from collections.abc import Callable, Mapping
 from mtl_jax.errors import UserError
 from mtl_jax.models.backbones.efficientnet import STAGES
 from mtl_jax.models.preprocessing import IMAGENET, SYMMETRIC, Preprocessing
-from mtl_jax.weights.source import TORCH_NORM, Source, Taken, plain, torch_conv, torch_dense
-
-COUNTERS = r".*\.num_batches_tracked"  # of torch's batch norm
+from mtl_jax.weights.source import COUNTERS, TORCH_NORM, Source, Taken, plain, torch_conv, torch_dense
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,8 +6,7 @@ import re
 import numpy as np
 
 from mtl_jax.models.preprocessing import IMAGENET
-from mtl_jax.weights.resnet import COUNTERS
-from mtl_jax.weights.source import TORCH_NORM, Source, Taken, plain, torch_conv, torch_dense
+from mtl_jax.weights.source import COUNTERS, TORCH_NORM, Source, Taken, plain, torch_conv, torch_dense
 
 # Ours and theirs (lib/models/cls_hrnet.py of HRNet/HRNet-Image-Classification, whose names timm kept). What
 # ours count from 1 theirs count from 0; `stage2` is captured as a word, for it has the same number there.

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from mtl_jax.models.midas import MiDaS
 from mtl_jax.models.preprocessing import IMAGENET
 from mtl_jax.weights import efficientnet, resnet
-from mtl_jax.weights.source import Source, Taken, plain, torch_conv
+from mtl_jax.weights.source import COUNTERS, Source, Taken, plain, torch_conv
 
 # Where the layers of the encoders, as their own publishers call them, have gone; others keep their names.
 RESNEXT = {"conv1.": "layer1.0.", "bn1.": "layer1.1.", "layer1.": "layer1.4."}
@@ -39,7 +39,7 @@ def _source(encoder_source: Source, moves: Mapping[str, str], size: int) -> Sour
         return taken and dataclasses.replace(taken, names=tuple(_moved(n, moves) for n in taken.names))
 
     # The last map has no coarser one to be added to, so that half of its step never runs.
-    unused = (r"scratch\.refinenet4\.resConfUnit1\..*", resnet.COUNTERS)
+    unused = (r"scratch\.refinenet4\.resConfUnit1\..*", COUNTERS)
     return Source(take, dataclasses.replace(IMAGENET, size=size, crop=1.0), unused=unused)
 
 

@@ -7,8 +7,7 @@ from typing import Any
 
 from mtl_jax.models.backbones.mobilenet_v2 import blocks_of
 from mtl_jax.models.preprocessing import IMAGENET
-from mtl_jax.weights.resnet import COUNTERS
-from mtl_jax.weights.source import TORCH_NORM, Source, Taken, plain, torch_conv, torch_dense
+from mtl_jax.weights.source import COUNTERS, TORCH_NORM, Source, Taken, plain, torch_conv, torch_dense
 
 GATE = {"squeeze": "0", "excite": "2"}  # places in a sequence; between them stands the activation
 

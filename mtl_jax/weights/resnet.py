@@ -23,7 +23,7 @@ from collections.abc import Callable
 import numpy as np
 
 from mtl_jax.models.preprocessing import CAFFE, IMAGENET
-from mtl_jax.weights.source import TORCH_NORM, Source, Taken, plain, torch_conv, torch_dense
+from mtl_jax.weights.source import COUNTERS, TORCH_NORM, Source, Taken, plain, torch_conv, torch_dense
 
 # Our paths: stem/conv/kernel, stage1_block1/conv1/norm/scale, stage1_block1/conv3/se/squeeze/bias, head/bias.
 PATH = re.compile(r"(?:stage(?P<stage>\d)_block(?P<block>\d+)/)?(?P<unit>\w+)/(?P<rest>.+)")
@@ -115,7 +115,6 @@ def _keras_2019(stage: int | None, block: int | None, unit: str) -> tuple[str, s
 
 
 CLASSIFIER = r"fc\..*"  # or a head of self-supervision
-COUNTERS = r".*\.num_batches_tracked"  # of torch's batch norm
 
 _pretext = functools.partial(_torch, head=False)
 _take_2015 = functools.partial(_keras, names=_keras_2015, head="fc1000", epsilon=1e-3)

@@ -9,8 +9,7 @@ from typing import Any
 
 from mtl_jax.models.backbones.segnet import STAGES
 from mtl_jax.models.preprocessing import IMAGENET
-from mtl_jax.weights.resnet import COUNTERS
-from mtl_jax.weights.source import TORCH_NORM, Source, Taken, plain, torch_conv
+from mtl_jax.weights.source import COUNTERS, TORCH_NORM, Source, Taken, plain, torch_conv
 
 
 def _torchvision(path: str, encoder: Any) -> Taken | None:

@@ -56,6 +56,7 @@ def torch_dense(name: str) -> Taken:
 
 
 TORCH_NORM = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+COUNTERS = r".*\.num_batches_tracked"  # of torch's batch norm
 
 
 @dataclasses.dataclass(frozen=True)
