@@ -1,10 +1,14 @@
 """Several views of each training example: what a method asks the input pipeline for, and how it runs them."""
 
 import dataclasses
+import operator
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+Tree = Any  # of arrays
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +30,7 @@ def together(views: Sequence[jax.Array]) -> jax.Array:
     return jnp.stack(views, 1).reshape(-1, *views[0].shape[1:])
 
 
-def apart(array: jax.Array, views: int) -> list[jax.Array]:
-    """[n B, ...] -> n arrays [B, ...]; undoes `together`."""
-    array = array.reshape(-1, views, *array.shape[1:])
-    return [array[:, index] for index in range(views)]
+def apart(tree: Tree, views: int) -> list[Tree]:
+    """A tree of arrays [n B, ...] -> n trees of arrays [B, ...]; undoes `together`."""
+    tree = jax.tree.map(lambda array: array.reshape(-1, views, *array.shape[1:]), tree)
+    return [jax.tree.map(operator.itemgetter((slice(None), index)), tree) for index in range(views)]

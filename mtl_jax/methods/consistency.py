@@ -35,14 +35,14 @@ class Consistency(Supervised):
         images = together([batch["image"], batch["views"]["strong"]["image"]])
         prediction, state = self.forward(params, state, images, rng)
         missing = {name: ~known for name, known in labelled(batch["valid"]).items()}
-        outputs, difference = {}, 0.0
+        own, strong = apart(prediction, 2)
+        difference = 0.0
         for name, task in self.tasks.items():
-            outputs[name], other = apart(prediction.outputs[name], 2)
-            target = jax.lax.stop_gradient(task.activate(outputs[name]))
-            per_image = jnp.mean((task.activate(other) - target) ** 2, (1, 2, 3))
+            target = jax.lax.stop_gradient(task.activate(own.outputs[name]))
+            per_image = jnp.mean((task.activate(strong.outputs[name]) - target) ** 2, (1, 2, 3))
             difference += jnp.where(missing[name], per_image, 0.0)
         loss = jnp.mean(difference / count(missing))
-        return self.supervised(outputs, batch), self.weight * loss, ({"all/consistency": loss}, state)
+        return self.supervised(own, batch), self.weight * loss, ({"all/consistency": loss}, state)
 
 
 def build(model, tasks, weights=None, weighting="fixed", average="image", weight=1.0) -> Consistency:

@@ -59,11 +59,7 @@ class CrossTask(Supervised):
             pair = self._direct if self.kind == "direct" else self._perceptual
             per_image = pair(params["method"]["maps"], prediction.outputs, batch, missing, given, key)
             loss += jnp.mean(jnp.where(~known[missing] & known[given], per_image, 0.0))
-        return (
-            self.supervised(prediction.outputs, batch),
-            self.weight * loss,
-            ({"all/pairs": loss}, state),
-        )
+        return self.supervised(prediction, batch), self.weight * loss, ({"all/pairs": loss}, state)
 
     def _pairs(self) -> list[tuple[str, str]]:
         names = tuple(self.tasks)

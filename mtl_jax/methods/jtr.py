@@ -108,14 +108,12 @@ class JTR(Supervised):
         names = ["own", *batch.get("views", {})]
         images = together([view["image"] for view in views])
         prediction, state = self.forward(params, state, images, rng)
-        outputs = {name: {} for name in names}
-        for task, output in prediction.outputs.items():
-            for name, part in zip(names, apart(output, len(views)), strict=True):
-                outputs[name][task] = part
+        parts = dict(zip(names, apart(prediction, len(views)), strict=True))
+        outputs = {name: part.outputs for name, part in parts.items()}
         state, moments = self._moments(state, batch)
         regularise = self._joint if self.joint else self._apart
         loss, metrics = regularise(params["method"]["coder"], outputs, batch, moments, rng)
-        return self.supervised(outputs["own"], batch), loss, (metrics, state)
+        return self.supervised(parts["own"], batch), loss, (metrics, state)
 
     def _apart(self, coder, outputs, batch, moments: Moments, rng) -> tuple[jax.Array, dict]:
         """The two regularising views: the second trains the network, the third trains g."""

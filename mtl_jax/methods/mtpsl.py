@@ -95,13 +95,10 @@ class MTPSL(Supervised):
     def losses(self, params, state, batch, rng, step):
         view = batch["views"]["mapped"]
         prediction, state = self.forward(params, state, together([batch["image"], view["image"]]), rng)
-        outputs = {name: apart(output, 2) for name, output in prediction.outputs.items()}
-        feature = apart(next(iter(prediction.encoded.values())), 2)[1]
-        loss = self.pair_loss(
-            params["method"]["mapping"], {n: o[1] for n, o in outputs.items()}, feature, view, rng
-        )
-        supervised = self.supervised({name: o[0] for name, o in outputs.items()}, batch)
-        return supervised, self.weight * loss, ({"all/pairs": loss}, state)
+        own, mapped = apart(prediction, 2)
+        feature = next(iter(mapped.encoded.values()))
+        loss = self.pair_loss(params["method"]["mapping"], mapped.outputs, feature, view, rng)
+        return self.supervised(own, batch), self.weight * loss, ({"all/pairs": loss}, state)
 
     def pair_loss(
         self,

@@ -10,6 +10,7 @@ from mtl_jax.errors import one_of
 from mtl_jax.methods import weighting as weightings
 from mtl_jax.methods.base import Method
 from mtl_jax.metrics.masked import labelled_mean
+from mtl_jax.models.prediction import Prediction
 from mtl_jax.tasks import Task
 
 AVERAGES = ("task", "image", "batch")
@@ -64,13 +65,17 @@ class Supervised(Method):
     def __post_init__(self):
         one_of("method.average", self.average, AVERAGES)
 
-    def supervised(self, outputs: Mapping[str, jax.Array], batch: Mapping) -> dict[str, jax.Array]:
-        """{task: L_t} of the predictions for `batch["image"]`."""
-        return task_losses(self.tasks, outputs, batch["labels"], batch["valid"], self.average)
+    def supervised(self, prediction: Prediction, batch: Mapping) -> dict[str, jax.Array]:
+        """{task: L_t} for `batch["image"]`; intermediate predictions add losses like the last one's."""
+        total = dict.fromkeys(self.tasks, 0.0)
+        for outputs in (prediction.outputs, *prediction.intermediate):
+            losses = task_losses(self.tasks, outputs, batch["labels"], batch["valid"], self.average)
+            total = {name: total[name] + losses[name] for name in total}
+        return total
 
     def losses(self, params, state, batch, rng, step):
         prediction, state = self.forward(params, state, batch["image"], rng)
-        return self.supervised(prediction.outputs, batch), 0.0, ({}, state)
+        return self.supervised(prediction, batch), 0.0, ({}, state)
 
 
 def build(model, tasks, weights=None, weighting="fixed", average="task") -> Supervised:

@@ -26,8 +26,10 @@ class Prediction:
       outputs: task -> raw f32[B,H,W,channels].
       features: task -> f[B,h,w,C]; tasks that share a decoder hold the same array.
       encoded: task -> the encoder's last map, f[B,h,w,C]; the same array where tasks share the encoder.
+      intermediate: earlier predictions, each like `outputs`, which are trained on the same labels.
     """
 
     outputs: dict[str, jax.Array]
     features: dict[str, jax.Array]
     encoded: dict[str, jax.Array]
+    intermediate: tuple[dict[str, jax.Array], ...] = ()
