@@ -85,6 +85,20 @@ class Checkpoints:
             raise UserError(f"there is no {which} checkpoint in {manager.directory}: train first")
         return step, _restore(manager, step, model=ocp.args.StandardRestore(model))["model"]
 
+    def restore_method(self, step: int, method: Tree) -> Tree:
+        """What the method keeps beside the network, {"params", "state"}, as saved at `step`.
+
+        Raises:
+          UserError: as `restore`.
+        """
+        wanted = {"method": method}
+        args = ocp.args.PyTreeRestore(
+            wanted,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+            partial_restore=True,  # neither the optimiser's state nor the current network
+        )
+        return _restore(self._latest, step, train=args)["train"]["method"]
+
     def wait(self) -> None:
         """Returns when everything saved so far is on disk."""
         self._latest.wait_until_finished()

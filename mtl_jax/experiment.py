@@ -19,6 +19,7 @@ from mtl_jax import tasks as tasks_lib
 from mtl_jax.checkpoint import Checkpoints, abstract
 from mtl_jax.data.dataset import Dataset
 from mtl_jax.errors import UserError
+from mtl_jax.methods.base import Method
 from mtl_jax.models.preprocessing import Preprocessing
 from mtl_jax.sharding import make_mesh, replicated
 from mtl_jax.tasks import Task
@@ -68,7 +69,7 @@ def start_from(variables: Mapping[str, Any], model: nn.Module, config: ConfigDic
     return pretrained.copy(variables, load(weights.path).variables, weights.parts, weights.path)
 
 
-def build_method(config: ConfigDict, model: nn.Module, tasks: Mapping[str, Task]) -> Any:
+def build_method(config: ConfigDict, model: nn.Module, tasks: Mapping[str, Task]) -> Method:
     """The method that the config names, over this model and these tasks."""
     options = {key: value for key, value in config.method.items() if key != "name"}
     return names.build("methods", config.method.name, options, model, dict(tasks))
@@ -219,3 +220,23 @@ def load(workdir: str, which: str = "latest") -> Experiment:
     finally:
         checkpoints.close()
     return Experiment(config, tasks, model, variables(restored), step)
+
+
+def load_method(workdir: str, trained: Experiment) -> tuple[Method, Any]:
+    """The method that trained the run in `workdir`, and its own variables {"params", "state"} (no network's).
+
+    Args:
+      trained: what `load` reads of the latest checkpoint; the variables are those of the same step.
+
+    Raises:
+      UserError: a damaged checkpoint.
+    """
+    method = build_method(trained.config, trained.model, trained.tasks)
+    batch = example_batch(trained.config, trained.tasks, method.views)
+    shapes = jax.eval_shape(lambda key: method.init(key, batch), jax.random.key(0))
+    own = {part: tree["method"] for part, tree in shapes.items()}
+    checkpoints = Checkpoints(workdir)
+    try:
+        return method, checkpoints.restore_method(trained.step, abstract(own, replicated(make_mesh())))
+    finally:
+        checkpoints.close()

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mtl_jax.errors import UserError, one_of
 from mtl_jax.methods import weighting as weightings
@@ -57,7 +58,7 @@ class Projector(nn.Module):
 
 def downsampled(label: jax.Array, size: tuple[int, int]) -> jax.Array:
     """[B,H,W,C] -> [B,h,w,C]: of each cell its upper left pixel, so that no two labels are ever mixed."""
-    rows, columns = (jnp.arange(n) * full // n for n, full in zip(size, label.shape[1:3], strict=True))
+    rows, columns = (np.arange(n) * full // n for n, full in zip(size, label.shape[1:3], strict=True))
     return label[:, rows][:, :, columns]
 
 
