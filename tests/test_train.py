@@ -304,8 +304,9 @@ except UserError as error:
             "data.augment.zoom": [1.0, 1.5],
             "data.augment.rand_augment": 2,
         },
+        {"method": {"name": "ccr", "width": 8, "k": 8, "gamma": 0.1}},
     ],
-    ids=["supervised", "astmt", "mgda", "jtr"],
+    ids=["supervised", "astmt", "mgda", "jtr", "ccr"],
 )
 def test_eight_devices_equal_one_and_batch_statistics_are_global(config_file, changes):
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}

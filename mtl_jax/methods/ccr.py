@@ -176,8 +176,8 @@ class CCR(Supervised):
     """The tasks' losses + weight * ramp * sum_t R_{t,s}, R being the mean of eq. 1 over the images (eq. 5).
 
     The matrix of distances between anchors and pixels is made for `block` anchors at a time, and its
-    gradient never: what was mined is gathered, and its distances are taken anew. With a block for each of
-    B images on a device and P = h w pixels, at most about 20 B block P bytes are alive at once.
+    gradient never: what was mined is gathered, and its distances are taken anew. For an image of P = h w
+    pixels that takes at most 40 block P + 16 P width bytes (`memory_bound` in contrast_cost.py).
 
     Attributes:
       weight: lambda, which rises linearly over the first `ramp_steps`.

@@ -530,21 +530,6 @@ def test_the_network_is_the_same_with_and_without(partial):
     assert set(jax.tree.leaves(trained["method"])) == {"auxiliary"}
 
 
-def test_memory_is_bounded_by_the_block():
-    """At the size of NYU-v2's maps, as the class states; never an array of anchors x pixels x channels."""
-    tasks = {name: TASKS[name] for name in ("semseg", "depth", "normals")}
-    pixels, width = 120 * 160, 128
-    known = jax.ShapeDtypeStruct((pixels,), bool)
-    features = jax.ShapeDtypeStruct((pixels, width), jnp.float32)
-    for block, (name, task) in itertools.product((16, 64), tasks.items()):
-        method = ccr.build(None, tasks, block=block)
-        label = jax.ShapeDtypeStruct((pixels, task.channels), jnp.float32)
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        lowered = jax.jit(functools.partial(method.select, task)).lower(features, label, known, key)
-        used = lowered.compile().memory_analysis().temp_size_in_bytes
-        assert used < 40 * block * pixels + 4e6, (name, block)
-
-
 def test_wrong_options_are_named(make, partial):
     for options, message in (
         ({"sharing": "all"}, "sharing is 'all': choose one of none, t_shared"),
