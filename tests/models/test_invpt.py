@@ -2,6 +2,7 @@
 
 import functools
 import operator
+import re
 
 import jax
 import jax.numpy as jnp
@@ -254,12 +255,12 @@ def test_decoder_is_that_of_the_formulas_in_training(network, predicted, trained
 
 
 def test_scores_are_scaled_by_the_width_of_all_heads():
-    """1/24 in the first stage of the published size, and the message is the scores before the softmax."""
+    """1/24 in the first stage of the published size; they are those before the softmax."""
     stage = Stage(("a",), 576, 2)
     x = jax.random.normal(jax.random.key(0), (1, 1, 2, 2, 576))
     shapes = jax.eval_shape(lambda: stage.init(jax.random.key(0), x, None, None, False))
     rng = np.random.default_rng(0)
-    variables = jax.tree.map(lambda s: rng.normal(0.5, 0.3, s.shape).astype(np.float32), shapes)
+    variables = jax.tree.map(lambda s: rng.uniform(0.5, 1.5, s.shape).astype(np.float32), shapes)
 
     @quick_jit
     def run(variables):
@@ -269,6 +270,7 @@ def test_scores_are_scaled_by_the_width_of_all_heads():
     assert scores.shape == (1, 1, 1, 1, 1, HEADS)  # one query of one mean
     seen = inner["intermediates"]["attention"]
     query, key = (np.float64(seen[name]["__call__"][0]).reshape(HEADS, -1) for name in ("query", "key"))
+    assert np.all(np.isfinite(scores)) and np.all(scores != 0)
     np.testing.assert_allclose(scores.ravel(), (query * key).sum(1) / 24, rtol=1e-4)
 
 
@@ -294,8 +296,11 @@ def test_preliminary_predictions_are_trained_like_the_last_ones(trained):
     for name in TASKS:
         assert abs(final[name] - early[name]) > 1e-3
         np.testing.assert_allclose(losses[name], final[name] + early[name], rtol=1e-5)
+    # But for biases that a softmax or a batch normalisation takes out again.
+    removed = re.compile(r"\['(key|fuse)'\]\['bias'\]|\['project@\w+'\]\['conv'\]\['bias'\]")
     for path, g in jax.tree_util.tree_leaves_with_path(grads):
-        assert np.any(g != 0), jax.tree_util.keystr(path)
+        name = jax.tree_util.keystr(path)
+        assert np.any(g != 0) or removed.search(name), name
 
 
 def test_predictions_of_some_tasks_are_those_of_all(predicted):
