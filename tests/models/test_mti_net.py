@@ -1,5 +1,7 @@
 """MTI-Net: its size, its decoder against torch, what its propagation weighs, its own options."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,8 @@ from mtl_jax.models import cost, mti_net
 from mtl_jax.models.decoders.mti_net import SOFTMAX, MTINetDecoder, task_weights
 from mtl_jax.tasks import depth, edges, normals, parts, saliency, semseg
 from tests.models.torch_layers import Layers, enlarge, to_numpy, to_torch
+
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 NYUD = {"semseg": semseg.build("semseg", 40), "depth": depth.build("depth")}
 NYUD |= {"normals": normals.build("normals")}
@@ -62,7 +66,7 @@ def propagated(layers, features, scale, softmax):
 def test_the_decoder_is_that_of_torch(softmax, random_variables):
     decoder = MTINetDecoder(CHANNELS, softmax)
     variables = random_variables(decoder, MAPS, False)
-    features, intermediate = jax.jit(lambda v: decoder.apply(v, MAPS, False))(variables)
+    features, intermediate = quick_jit(lambda v: decoder.apply(v, MAPS, False))(variables)
 
     layers, carried, distilled = Layers(variables), None, {}
     assert len(intermediate) == len(MAPS)

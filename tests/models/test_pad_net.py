@@ -1,5 +1,7 @@
 """PAD-Net: its size, its decoder against torch, what its distillation computes, its own options."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,8 @@ from mtl_jax.models.decoders.distillation import Distillation
 from mtl_jax.models.decoders.pad_net import PADNetDecoder
 from mtl_jax.tasks import depth, edges, normals, parts, saliency, semseg
 from tests.models.torch_layers import Layers, to_numpy, to_torch
+
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 NYUD = {"semseg": semseg.build("semseg", 40), "depth": depth.build("depth")}
 NYUD |= {"normals": normals.build("normals")}
@@ -37,7 +41,7 @@ def test_parameters_are_those_of_the_release(tasks, published):
 @pytest.mark.parametrize("train", [False, True])
 def test_the_decoder_is_that_of_torch(train, random_variables):
     variables = random_variables(DECODER, MAPS, False)
-    apply = jax.jit(lambda v: DECODER.apply(v, MAPS, train, mutable=["batch_stats"]))
+    apply = quick_jit(lambda v: DECODER.apply(v, MAPS, train, mutable=["batch_stats"]))
     (features, intermediate), moved = apply(variables)
 
     torch = Layers(variables, train)

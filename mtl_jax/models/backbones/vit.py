@@ -128,7 +128,7 @@ class ViT(nn.Module):
         position = self.param("position", INIT, (*self.grid, width))
         x = (x + resample(position, grid).astype(self.dtype)).reshape(batch, -1, width)
         token = self.param("class_token", nn.initializers.zeros, (width,))
-        token += self.param("class_position", INIT, (width,))
+        token = token + self.param("class_position", INIT, (width,))  # not in place: it may be the caller's
         x = jnp.concatenate([jnp.broadcast_to(token.astype(self.dtype), (batch, 1, width)), x], 1)
 
         block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
