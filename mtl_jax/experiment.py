@@ -23,7 +23,7 @@ from mtl_jax.methods.base import Method
 from mtl_jax.models.preprocessing import Preprocessing
 from mtl_jax.sharding import make_mesh, replicated
 from mtl_jax.tasks import Task
-from mtl_jax.views import View
+from mtl_jax.views import Stream, View
 from mtl_jax.weights import pretrained
 
 PREPROCESSING = "preprocessing.json"
@@ -76,7 +76,10 @@ def build_method(config: ConfigDict, model: nn.Module, tasks: Mapping[str, Task]
 
 
 def example_batch(
-    config: ConfigDict, tasks: Mapping[str, Task], views: Mapping[str, View] = MappingProxyType({})
+    config: ConfigDict,
+    tasks: Mapping[str, Task],
+    views: Mapping[str, View] = MappingProxyType({}),
+    streams: Mapping[str, Stream] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """A batch of zeros with the size of a training crop, as data/pipeline.py makes them."""
     height, width = config.data.size
@@ -93,6 +96,11 @@ def example_batch(
     example = {**image, **labelled, "id": jnp.zeros((batch,), jnp.int32)}
     if views:
         example["views"] = {name: image | (labelled if view.zoom else {}) for name, view in views.items()}
+    if streams:
+        example["streams"] = {
+            name: {"image": jnp.zeros((batch, *stream.size, 3)), "id": jnp.zeros((batch,), jnp.int32)}
+            for name, stream in streams.items()
+        }
     return example
 
 
@@ -232,7 +240,7 @@ def load_method(workdir: str, trained: Experiment) -> tuple[Method, Any]:
       UserError: a damaged checkpoint.
     """
     method = build_method(trained.config, trained.model, trained.tasks)
-    batch = example_batch(trained.config, trained.tasks, method.views)
+    batch = example_batch(trained.config, trained.tasks, method.views, method.streams)
     shapes = jax.eval_shape(lambda key: method.init(key, batch), jax.random.key(0))
     own = {part: tree["method"] for part, tree in shapes.items()}
     checkpoints = Checkpoints(workdir)

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import os
 import signal
 import time
@@ -22,7 +23,7 @@ from mtl_jax import evaluate, experiment, figures, optimizer, pseudo_label
 from mtl_jax import tasks as tasks_lib
 from mtl_jax.checkpoint import Checkpoints, abstract
 from mtl_jax.data import availability, pipeline
-from mtl_jax.data.dataset import Split
+from mtl_jax.data.dataset import Dataset, Split
 from mtl_jax.errors import Interrupted, UserError
 from mtl_jax.logs import Log, Progress
 from mtl_jax.methods.base import Method
@@ -199,16 +200,17 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
     tasks = tasks_lib.build(config.tasks, dataset.labels)
     model = experiment.build_model(config, tasks, workdir)
     method = experiment.build_method(config, model, tasks)
+    data = config.data
+    splits = {key: pipeline.open_split(dataset, data[key], tuple(tasks), data) for key in ("train", "eval")}
+    streams = stream_splits(dataset, config, method, check_labels(config, method, len(splits["train"])))
+    method = method.with_streams({name: len(split) for name, split in streams.items()})
     # All that can be wrong with the config shows here, before anything is written into the workdir.
     whole = replicated(mesh)
     key = jax.random.key(config.seed)
-    batch = experiment.example_batch(config, tasks, method.views)
+    batch = experiment.example_batch(config, tasks, method.views, method.streams)
     fresh = jax.jit(lambda key: init_state(method, config, key, batch), out_shardings=whole)
     shapes = abstract(jax.eval_shape(fresh, key), whole)
     train_step = make_step(method, config)
-    data = config.data
-    splits = {key: pipeline.open_split(dataset, data[key], tuple(tasks), data) for key in ("train", "eval")}
-    check_labels(config, method, len(splits["train"]))
     if config.weights.path and not os.path.exists(os.path.join(workdir, "config.json")):
         experiment.start_from({**shapes.state["model"], "params": shapes.params["model"]}, model, config)
     experiment.claim_workdir(config, workdir)
@@ -254,6 +256,13 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
     batches = pipeline.train_batches(
         splits["train"], tasks, config.data, config.seed, start, this_host(), method.views
     )
+    further = {
+        name: pipeline.stream_batches(
+            split, method.streams[name], name, config.data, config.seed, start, this_host()
+        )
+        for name, split in streams.items()
+    }
+    batches = pipeline.beside(batches, further)
     batches = pipeline.to_device(batches, batch_sharding(mesh))
     progress = Progress(log, start, config.train.steps, config.data.batch_size)
     pending: collections.deque[tuple[int, Tree]] = collections.deque()
@@ -331,8 +340,12 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
     return report
 
 
-def check_labels(config: ConfigDict, method: Method, count: int) -> None:
-    """UserError if config.data.labels makes no sense for `count` images, or no method can use its labels."""
+def check_labels(config: ConfigDict, method: Method, count: int) -> Mapping[str, np.ndarray]:
+    """{task: bool[count]}: which labels training is given.
+
+    Raises:
+      UserError: config.data.labels makes no sense for `count` images, or the method cannot use its labels.
+    """
     options, tasks = config.data.labels, tuple(method.tasks)
     given = availability.by_task(availability.table(options, tasks, count), options, tasks)
     for name in config.data.teachers:
@@ -340,6 +353,19 @@ def check_labels(config: ConfigDict, method: Method, count: int) -> None:
             raise UserError(f"config.data.teachers names task {name!r}: the tasks are {', '.join(given)}")
         given[name] = np.ones(count, bool)
     method.check_labels(given)
+    return given
+
+
+def stream_splits(
+    dataset: Dataset, config: ConfigDict, method: Method, given: Mapping[str, np.ndarray]
+) -> dict[str, Split]:
+    """The images of each of the method's streams, by name."""
+    labelled = np.flatnonzero(np.any(list(given.values()), axis=0))
+    images = functools.partial(pipeline.open_split, dataset, config.data.train, (), config.data)
+    return {
+        name: images().subset(labelled) if stream.labelled else images()
+        for name, stream in method.streams.items()
+    }
 
 
 def with_given_labels(split: Split, config: ConfigDict, workdir: str, method: Method) -> tuple[Split, str]:

@@ -89,7 +89,9 @@ def describe(found: StepCost) -> str:
 def lower(config: ConfigDict, method: Method) -> tuple[jax.stages.Lowered, TrainState]:
     """The program of a training step, and the shapes of its state; nothing is computed."""
     key = jax.random.key(config.seed)
-    batch = jax.eval_shape(lambda: experiment.example_batch(config, method.tasks, method.views))
+    batch = jax.eval_shape(
+        lambda: experiment.example_batch(config, method.tasks, method.views, method.streams)
+    )
     state = jax.eval_shape(lambda batch: init_state(method, config, key, batch), batch)
     return jax.jit(make_step(method, config), donate_argnums=0).lower(state, batch), state
 

@@ -25,6 +25,23 @@ class View:
     zoom: bool = True
 
 
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """Further images of the training split, drawn on their own, in `batch["streams"]` under a name.
+
+    They are {"image": f32[B,h,w,3], "id": i32[B]}, as many as the batch has examples, whole and unchanged but
+    for their size: enlarged or reduced until they cover the canvas, whose middle is taken. No image comes
+    again before all others but the last few, which do not fill a batch, have come.
+
+    Attributes:
+      size: (h, w) of the canvas.
+      labelled: those images alone that training is given a label of; `id` counts the stream's images.
+    """
+
+    size: tuple[int, int]
+    labelled: bool = False
+
+
 def together(views: Sequence[jax.Array]) -> jax.Array:
     """n arrays [B, ...] -> [n B, ...]; an example's views stay together, on the device that holds it."""
     return jnp.stack(views, 1).reshape(-1, *views[0].shape[1:])

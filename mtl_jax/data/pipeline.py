@@ -5,7 +5,7 @@ A batch is {"image": f32[B,H,W,3] in [0,1], "labels": {task: [B,H,W,C]}, "valid"
 is unknown or not given (the label is 0 there too) and 1 elsewhere; `id` is the example's index in its split,
 -1 in rows that only fill up the last batch (valid is 0 all over them). Further views of a training batch are
 in "views": {name: {"image", "labels", "valid"}}, or {name: {"image"}} where the labels are those of the view
-that it is made from.
+that it is made from; images that are drawn on their own in "streams": {name: {"image", "id"}}.
 
 On its way to the device a batch is compact, and `finish` makes the one above of it: most images are uint8 and
 their "colours" f32[B,3] are not changed yet, labels have the dtype in which they are stored, and "given"
@@ -18,6 +18,7 @@ import functools
 import os
 import warnings
 import weakref
+import zlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,9 +31,10 @@ from absl import logging
 
 from mtl_jax.data.augment import GREY, Changed, able_to_hold, augment, cut, draw, jitter, place
 from mtl_jax.data.dataset import Dataset, Example, Split
+from mtl_jax.data.resample import covering
 from mtl_jax.errors import UserError
 from mtl_jax.tasks.base import Array, Task, namespace
-from mtl_jax.views import View
+from mtl_jax.views import Stream, View
 
 Batch = dict[str, Any]
 
@@ -64,11 +66,12 @@ class Batches:
 
 def finish(batch: Batch, tasks: Mapping[str, Task]) -> Batch:
     """The batch of a compact one; works on NumPy and on JAX arrays, under `jit` too."""
-    finished = {**_finish_view(batch, batch["given"], tasks), "id": batch["id"]}
+    given = batch.get("given", {})  # a stream's batch has no labels
+    finished = {**_finish_view(batch, given, tasks), "id": batch["id"]}
     if "views" in batch:
-        finished["views"] = {
-            name: _finish_view(view, batch["given"], tasks) for name, view in batch["views"].items()
-        }
+        finished["views"] = {name: _finish_view(view, given, tasks) for name, view in batch["views"].items()}
+    if "streams" in batch:
+        finished["streams"] = {name: finish(part, {}) for name, part in batch["streams"].items()}
     return finished
 
 
@@ -189,6 +192,73 @@ def train_batches(
     places = tf.data.Dataset.range(start * rows, np.iinfo(np.int64).max).map(locate)
     most = 1 if views or options.rand_augment else GROUP  # these take longer, to be traced as well
     return Batches(_batches(places, load, example, rows, failure, most), tasks)
+
+
+def stream_batches(
+    split: Split,
+    stream: Stream,
+    name: str,
+    data: Any,
+    seed: int,
+    start: int = 0,
+    shard: tuple[int, int] = (0, 1),
+) -> Batches:
+    """Endless batches {"image", "id"} of a stream; number s depends on (name, seed, s) alone.
+
+    Args:
+      split: the images; their labels are not read.
+      seed, start, shard: as of `train_batches`.
+
+    Raises:
+      UserError: the images do not fill a batch; else as `train_batches`.
+    """
+    rows = _rows_per_host("data.batch_size", data.batch_size, shard[1])
+    per_epoch = len(split) // data.batch_size
+    if not per_epoch:
+        raise UserError(
+            f"the method's stream {name!r} has {len(split)} images, which do not fill a batch of"
+            f" {data.batch_size}: lower config.data.batch_size"
+        )
+    own_seed = zlib.crc32(f"{name} {seed}".encode())
+
+    def load_canvas(index: int) -> Example | None:
+        example = split.load(index)
+        return example and {"image": covering(example["image"], stream.size), "labels": {}}
+
+    canvases = dataclasses.replace(
+        split, load=load_canvas, measure=lambda: np.full((len(split), 2), stream.size)
+    )
+    load, failure = _loader(
+        cached(canvases) if data.cache else canvases, lambda example: [example["image"]], []
+    )
+
+    def locate(row: tf.Tensor) -> tf.Tensor:
+        batch, place = row // rows, shard[0] * rows + row % rows
+        position = batch // per_epoch * len(split) + batch % per_epoch * data.batch_size + place
+        return (_shuffled(position, len(split), own_seed),)
+
+    def example(index: tf.Tensor, loaded: list[tf.Tensor]) -> Batch:
+        there, image = loaded
+        return {"image": tf.ensure_shape(image, (*stream.size, 3)), "id": _id(index, there)}
+
+    places = tf.data.Dataset.range(start * rows, np.iinfo(np.int64).max).map(locate)
+    return Batches(_batches(places, load, example, rows, failure, GROUP), {})
+
+
+def beside(batches: Batches, streams: Mapping[str, Batches]) -> Batches:
+    """The batches, each with the next one of every stream."""
+    if not streams:
+        return batches
+
+    def joined() -> Generator[Batch]:
+        try:
+            for batch in batches.compact:
+                yield {**batch, "streams": {name: next(part.compact) for name, part in streams.items()}}
+        finally:
+            for part in (batches, *streams.values()):
+                part.close()
+
+    return Batches(joined(), batches.tasks)
 
 
 def eval_batches(

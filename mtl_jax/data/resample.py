@@ -19,6 +19,17 @@ def smooth(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.stack([np.asarray(c.resize(shape, Image.Resampling.BILINEAR)) for c in channels], axis=-1)
 
 
+def covering(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """uint8[h,w,3] -> uint8[*size,3]: resized by one factor until it covers the size, then its middle.
+
+    What is cut off are whole pixels of the image.
+    """
+    scale = max(new / old for new, old in zip(size, image.shape, strict=False))
+    kept = [min(old, max(1, round(new / scale))) for new, old in zip(size, image.shape, strict=False)]
+    top, left = ((old - part) // 2 for old, part in zip(image.shape, kept, strict=False))
+    return smooth(image[top : top + kept[0], left : left + kept[1]], size)
+
+
 def smooth_known(array: np.ndarray, known: np.ndarray, size: tuple[int, int], fill: float) -> np.ndarray:
     """`smooth` of the known values alone; `fill` where `nearest` meets an unknown one.
 

@@ -20,7 +20,7 @@ from mtl_jax.methods.weighting import Weighting
 from mtl_jax.models.naming import owner
 from mtl_jax.models.prediction import Prediction
 from mtl_jax.tasks import Task
-from mtl_jax.views import View
+from mtl_jax.views import Stream, View
 
 Tree = Any
 Metrics = dict[str, jax.Array]
@@ -56,8 +56,15 @@ class Method:
 
     # Further views of each training example, which `batch["views"]` then holds by these names.
     views: ClassVar[Mapping[str, View]] = {}
+    # Further images, independent of the examples, which `batch["streams"]` then holds by these names.
+    streams: ClassVar[Mapping[str, Stream]] = {}
     # Whether images without any label are of use; they are left out of training otherwise.
     uses_unlabelled: ClassVar[bool] = False
+
+    def with_streams(self, counts: Mapping[str, int]) -> "Method":
+        """The method for streams of so many images each."""
+        del counts
+        return self
 
     def check_labels(self, given: Mapping[str, np.ndarray]) -> None:
         """UserError if the method cannot train with such labels: {task: bool[N]}, is it given, per image."""
@@ -109,8 +116,8 @@ class Method:
 
         Args:
           params, state: as from `init`.
-          batch: global batch {"image": f32[B,H,W,3], "labels", "valid": {task: ...}, "id": i32[B]}, and
-            "views": {name: ...} if the method has some.
+          batch: global batch {"image": f32[B,H,W,3], "labels", "valid": {task: ...}, "id": i32[B]},
+            and "views" and "streams": {name: ...} if the method has some.
           rng: key of this step and turn.
           step: i32[], number of completed steps.
           turn: one of `turns`, static.
