@@ -41,6 +41,9 @@ def parts(config):
         "configs/astmt.py:dataset=scenes,tasks=depth",
         "configs/jtr.py:method=jtr,joint",
         "configs/jtr.py:dataset=taskonomy,backbone=resnet50,method=mtpsl",
+        "configs/ccr.py:dataset=pascal,host=invpt,sharing=none",
+        "configs/ccr.py:dataset=rooms,host=mti_net",
+        "configs/ccr.py:tasks=depth",
     ],
 )
 def test_config_is_complete(spec):
@@ -54,9 +57,17 @@ TABLES = [
 ]
 PARTIAL = [f"configs/jtr.py:table={name}" for name in configs.load_file("configs/jtr.py")[0].TABLES]
 
+CONTRAST = [
+    *(f"configs/ccr.py:table={name}" for name in configs.load_file("configs/ccr.py")[0].TABLES),
+    "configs/ccr.py:table=1,dataset=pascal",
+    *(f"configs/ccr.py:table={table},dataset=scenes" for table in "123"),
+    "configs/ccr.py:table=k,dataset=scenes",
+    "configs/ccr.py:table=1,dataset=rooms",
+]
+
 
 @pytest.mark.parametrize("scale", ["full", "mini"])
-@pytest.mark.parametrize("spec", TABLES + PARTIAL)
+@pytest.mark.parametrize("spec", TABLES + PARTIAL + CONTRAST)
 def test_rows_of_a_table_are_complete(spec, scale):
     found = sweep.load_sweep(spec)
     for job in sweep.jobs(found, spec, "runs", list(found.rows), 1, scale, {}):
@@ -105,6 +116,34 @@ def test_the_papers_gains_on_partial_labels_follow_from_its_numbers():
     assert checked > 60
 
 
+def test_the_papers_gains_of_contrast_follow_from_its_numbers():
+    """But for three rows, whose printed gains are others'; and table 3's rows are table 1's."""
+    found = sweep.load_sweep("configs/ccr.py:table=1")
+    base = found.rows[found.baseline].paper
+    better = {"semseg/mIoU": 1, "depth/rmse": -1, "normals/mErr": -1}
+    gains = {
+        name: 100 * sum(s * (row.paper[key] / base[key] - 1) for key, s in better.items()) / 3
+        for name, row in found.rows.items()
+    }
+    odd = {"CCR-Basic": -0.508, "+ Proj": 0.213, "+ Proj + SS": 1.430}
+    for name, gain in gains.items():
+        printed = found.rows[name].paper.get("all/delta_m", 0.0)
+        assert abs(gain - odd.get(name, printed)) < 0.02, name
+        assert (abs(gain - printed) > 0.2) == (name in odd), name
+    third = sweep.load_sweep("configs/ccr.py:table=3").rows
+    full = found.rows["+ Proj + SS + CTS"].paper
+    assert all(third["shared by sources"].paper[key] == full[key] for key in better)
+    assert sweep.load_sweep("configs/ccr.py:table=1,dataset=pascal").rows["MT Baseline"].paper == {}
+
+
+def test_thin_networks_have_fewer_anchors_and_pixels_that_are_alike():
+    """As many for their maps as the paper has for its own; and the weight rises over what is trained."""
+    full, thin = (configs.load(f"configs/ccr.py:dataset={name}").method for name in ("nyud", "scenes"))
+    assert (full.k, full.gamma, thin.k, thin.gamma) == (128, 0.01, 16, 0.05)
+    short = configs.load("configs/ccr.py:dataset=scenes", {"train.steps": 600})
+    assert short.method.ramp_steps == 30 and short.optimizer.warmup_steps == 6
+
+
 @pytest.mark.parametrize(
     ("arg", "message"),
     [
@@ -121,3 +160,7 @@ def test_an_unknown_choice_is_named(arg, message):
 def test_an_unknown_table_is_named():
     with pytest.raises(UserError, match="table='10' is unknown: choose one of 1/onelabel"):
         sweep.load_sweep("configs/jtr.py:table=10")
+    with pytest.raises(UserError, match="table='6' is unknown: choose one of 1, 2"):
+        sweep.load_sweep("configs/ccr.py:table=6")
+    with pytest.raises(UserError, match="host='unet' is unknown: choose one of fpn"):
+        configs.load("configs/ccr.py:host=unet")

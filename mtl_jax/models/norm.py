@@ -1,6 +1,5 @@
 """Normalisation by name, and the unit that networks are made of: convolution and what follows it."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,13 +14,17 @@ from mtl_jax.models.naming import owned
 KINDS = ("batch", "group", "instance")
 
 
+def groups(channels: int) -> int:
+    """32, or the largest number below that gives each group as many channels, at least two."""
+    return next(n for n in range(min(32, max(1, channels // 2)), 0, -1) if channels % n == 0)
+
+
 class Norm(nn.Module):
     """Batch, group or instance normalisation with learnt scale and shift; statistics are float32.
 
     Batch statistics are those of the global batch, on however many devices it lies; the running ones
-    keep `momentum` of their value per update. 32 groups (Wu & He, ECCV 2018), fewer where a group would
-    have less than two channels. Instance statistics are those of one channel of one example: a map of
-    one pixel becomes 0.
+    keep `momentum` of their value per update. Groups (Wu & He, ECCV 2018) are as many as `groups` says.
+    Instance statistics are those of one channel of one example: a map of one pixel becomes 0.
 
     Attributes:
       kind: one of KINDS.
@@ -47,7 +50,7 @@ class Norm(nn.Module):
             return nn.BatchNorm(use_running_average=not train, momentum=self.momentum, **options)(x)
         if self.kind == "instance":
             return nn.InstanceNorm(**options)(x)
-        return nn.GroupNorm(num_groups=math.gcd(32, max(1, x.shape[-1] // 2)), **options)(x)
+        return nn.GroupNorm(num_groups=groups(x.shape[-1]), **options)(x)
 
 
 class ConvNorm(nn.Module):

@@ -23,7 +23,7 @@ def test_batch_norm_and_its_running_statistics():
     np.testing.assert_allclose(y, (X - 0.1 * mean) / np.sqrt(0.9 + 0.1 * var + 1e-5), atol=1e-5)
 
 
-@pytest.mark.parametrize("channels,groups", [(8, 4), (64, 32), (256, 32), (12, 2), (3, 1)])
+@pytest.mark.parametrize("channels,groups", [(8, 4), (64, 32), (256, 32), (48, 24), (12, 6), (3, 1)])
 def test_group_norm(channels, groups):
     x = np.random.default_rng(1).normal(1.0, 2.0, size=(2, 3, 5, channels)).astype(np.float32)
     module = Norm("group")
