@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,10 +14,11 @@ from ml_collections import ConfigDict
 from mtl_jax import experiment
 from mtl_jax import tasks as tasks_lib
 from mtl_jax.data import pipeline
+from mtl_jax.data.dataset import Split
 from mtl_jax.errors import UserError
 from mtl_jax.metrics.totals import Total
 from mtl_jax.sharding import batch_sharding, check_batch_size, make_mesh, replicated, this_host
-from mtl_jax.tasks import Task
+from mtl_jax.tasks import Task, pictures
 from mtl_jax.tasks.boxes import NOTHING
 
 Batch = Mapping[str, Any]
@@ -108,6 +110,32 @@ def mean_labels(batches: Iterable[Batch], tasks: Mapping[str, Task]) -> dict[str
     means = {name: total.numpy() / max(weight.numpy(), 1.0) for name, (total, weight) in sums.items()}
     constants = {name: means.get(name, NOTHING) for name in tasks}
     return {name: jnp.asarray(value, jnp.float32) for name, value in constants.items()}
+
+
+def draw_examples(
+    path: str,
+    config: ConfigDict,
+    split: Split,
+    tasks: Mapping[str, Task],
+    networks: Mapping[str, tuple[nn.Module, Any]],
+) -> None:
+    """Pictures of the first images of one size in `split`, at most a batch: image, labels and predictions.
+
+    Args:
+      path: of the PNG.
+      config: of the evaluation.
+      networks: title -> (model, what its `apply` takes).
+    """
+    batch = next(pipeline.eval_batches(split, tasks, config.data))
+    shown = batch["id"] >= 0
+    truths = {
+        n: pictures.encoded_truth(t, batch["labels"][n], batch["valid"][n])[shown] for n, t in tasks.items()
+    }
+    predictions = {}
+    for title, (model, variables) in networks.items():
+        outputs = jax.jit(predictor(model, tasks))(variables, batch["image"])
+        predictions[title] = {name: np.asarray(output)[shown] for name, output in outputs.items()}
+    pictures.panels(path, batch["image"][shown], truths, predictions, tasks)
 
 
 def evaluate_workdir(config: ConfigDict, workdir: str) -> None:

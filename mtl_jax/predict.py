@@ -165,7 +165,9 @@ def write_panel(
         return np.asarray(task.activate(resize(raw, size) if task.dense else raw))
 
     predictions = {name: prediction(task, outputs[name])[None] for name, task in tasks.items()}
-    pictures.panels(os.path.join(folder, "panel.png"), photograph[None], {}, predictions, tasks)
+    pictures.panels(
+        os.path.join(folder, "panel.png"), photograph[None], {}, {"prediction": predictions}, tasks
+    )
 
 
 def predict(trained: experiment.Experiment, images: list[str], out: str) -> None:

@@ -1,9 +1,12 @@
-"""Compares finished runs: python -m mtl_jax.report --workdirs A B C --baseline A [--out DIR]
+"""Compares finished runs: python -m mtl_jax.report --workdirs A B C --baseline A [--out DIR] [--examples=N]
 
 Prints a Markdown table of each task's headline metric after the last step, Delta_m, parameters and
 GFLOPs (for one image of the training size), and writes it to DIR as table.md, .csv and .tex. Fractions
 are shown in percent. Without --baseline, Delta_m compares to the best constant prediction, which is
 then the first row. The baseline may be several runs with one task each: their tasks are put together.
+
+With --examples, DIR/panels.png shows the first N images that the first run is evaluated on: the truth of each
+task, and what each run predicts. The runs then have the same tasks.
 """
 
 import argparse
@@ -140,6 +143,28 @@ def _estimate(values: Sequence[float | None], scale: float = 1.0) -> Value | Non
     return Value(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None)
 
 
+def draw_examples(path: str, workdirs: Sequence[str], count: int) -> None:
+    """Pictures of `count` images and of what each run predicts for them.
+
+    Raises:
+      UserError: the runs have different tasks, or one has no checkpoint.
+    """
+    from mtl_jax import evaluate  # with the input pipeline, slow to import
+
+    runs = {workdir: experiment.load(workdir) for workdir in workdirs}
+    first = next(iter(runs.values()))
+    for workdir, run in runs.items():
+        if set(run.tasks) != set(first.tasks):
+            raise UserError(
+                f"--examples wants runs of the same tasks: {workdirs[0]} has"
+                f" {', '.join(sorted(first.tasks))}, {workdir} {', '.join(sorted(run.tasks))}"
+            )
+    dataset = experiment.build_dataset(first.config)
+    split = dataset.split(first.config.data.eval, tuple(first.tasks)).subset(range(count))
+    networks = {workdir: (run.model, run.variables) for workdir, run in runs.items()}
+    evaluate.draw_examples(path, first.config, split, first.tasks, networks)
+
+
 @exit_on_user_error
 def main() -> None:
     parser = argparse.ArgumentParser(
@@ -148,7 +173,10 @@ def main() -> None:
     parser.add_argument("--workdirs", nargs="+", required=True, metavar="DIR")
     parser.add_argument("--baseline", nargs="+", metavar="DIR", help="the run, or runs, of Delta_m = 0")
     parser.add_argument("--out", metavar="DIR", help="folder for table.md, table.csv and table.tex")
+    parser.add_argument("--examples", type=int, default=0, metavar="N", help="images to draw, into --out")
     flags = parser.parse_args()
+    if flags.examples and not flags.out:
+        raise UserError("--examples draws into a folder: give --out=DIR")
 
     rows = {workdir: [read_run(workdir)] for workdir in flags.workdirs}
     if flags.baseline:
@@ -163,6 +191,8 @@ def main() -> None:
     print(table.markdown(), end="")
     if flags.out:
         table.write(flags.out)
+    if flags.examples:
+        draw_examples(os.path.join(flags.out, "panels.png"), flags.workdirs, flags.examples)
     for workdir in flags.workdirs:
         for picture in sorted(glob.glob(os.path.join(workdir, "figures", "*.png"))):
             print(picture)

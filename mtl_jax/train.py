@@ -30,7 +30,6 @@ from mtl_jax.methods.base import Method
 from mtl_jax.metrics.delta import delta_m
 from mtl_jax.models import cost
 from mtl_jax.sharding import batch_sharding, check_batch_size, make_mesh, replicated, this_host
-from mtl_jax.tasks import pictures
 
 PROFILED = 5  # steps in the profile that config.train.profile_step asks for
 
@@ -335,7 +334,9 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
     figures.curves(workdir)
     if config.figures.examples:
         some = splits["eval"].subset(range(config.figures.examples))
-        draw_panels(os.path.join(workdir, "figures", "panels.png"), config, state, model, some, tasks)
+        path = os.path.join(workdir, "figures", "panels.png")
+        network = model, experiment.variables(state.deployed())
+        evaluate.draw_examples(path, config, some, tasks, {"prediction": network})
     log.say(f"results {workdir}/eval.json · pictures {workdir}/figures")
     return report
 
@@ -389,21 +390,6 @@ def with_given_labels(split: Split, config: ConfigDict, workdir: str, method: Me
         split = split.subset(np.flatnonzero(labelled))
         statistics += f"\n{np.sum(~labelled)} images without any label are left out"
     return split, statistics
-
-
-def draw_panels(
-    path: str, config: ConfigDict, state: TrainState, model: Any, split: Split, tasks: Tasks
-) -> None:
-    """Pictures of a batch of `split`: image, labels and predictions."""
-    batch = next(pipeline.eval_batches(split, tasks, config.data))
-    shown = batch["id"] >= 0
-    predict = jax.jit(evaluate.predictor(model, tasks))
-    predictions = predict(experiment.variables(state.deployed()), batch["image"])
-    truths = {
-        n: pictures.encoded_truth(t, batch["labels"][n], batch["valid"][n])[shown] for n, t in tasks.items()
-    }
-    images, predictions = batch["image"][shown], {n: np.asarray(p)[shown] for n, p in predictions.items()}
-    pictures.panels(path, images, truths, predictions, tasks)
 
 
 def constant_results(

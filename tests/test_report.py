@@ -2,14 +2,20 @@
 
 import json
 import sys
+import types
 
+import flax.linen as nn
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mtl_jax import config as configs
 from mtl_jax import report, tasks
+from mtl_jax.data.dataset import Dataset, Split
 from mtl_jax.errors import UserError
+from mtl_jax.models.prediction import Prediction
 from mtl_jax.report import Run
+from mtl_jax.tasks import depth, pictures
 
 SPECS = {"semseg": {"num_classes": 3}, "depth": {}, "normals": {}}
 TASKS = tasks.build(dict.fromkeys(SPECS, {}), SPECS)
@@ -155,6 +161,54 @@ def test_without_a_baseline_runs_compare_to_the_best_constant(tmp_path, monkeypa
     ]
     assert rows[2][1:6] == ["best constant", "200.0", "2.000", "2.000", "0.00"]
     assert rows[3][1] == a and rows[3][5] == "**50.00**"
+
+
+def test_examples_stand_side_by_side(tmp_path, monkeypatch, capsys):
+    """Truth and every run's prediction of each task, of the first run's evaluation images."""
+    scores = {"a": {"semseg": 0.4, "depth": 1.0, "normals": 20.0}, "b": {"semseg": 0.6, "depth": 1.0}}
+    folders = {name: write_run(tmp_path / name, values, tuple(values)) for name, values in scores.items()}
+
+    class Constant(nn.Module):
+        value: float
+
+        def __call__(self, image, tasks, train):
+            shape = (*image.shape[:3], 1)
+            return Prediction({name: jnp.full(shape, self.value) for name in tasks}, {}, {})
+
+    def load(workdir):
+        names = [name for name in scores[workdir[-1]] if name == "depth" or workdir == folders["a"]]
+        return types.SimpleNamespace(
+            config=configs.default(),
+            tasks={name: depth.build(name) for name in names},
+            model=Constant(2.0 if workdir == folders["a"] else 6.0),
+            variables={},
+        )
+
+    def example(index):
+        label = np.full((4, 6, 1), 4.0, np.float32)
+        return {"image": np.full((4, 6, 3), 10 * index, np.uint8), "labels": {"depth": label}}
+
+    split = Split(list("xyz"), lambda: np.full((3, 2), (4, 6), np.int32), example)
+    dataset = Dataset({"depth": {}}, ["test"], lambda name, tasks: split)
+    drawn = {}
+    monkeypatch.setattr(report.experiment, "load", load)
+    monkeypatch.setattr(report.experiment, "build_dataset", lambda config: dataset)
+    monkeypatch.setattr(
+        pictures, "panels", lambda *arguments: drawn.update(zip("pitms", arguments, strict=False))
+    )
+    with pytest.raises(SystemExit):
+        command(monkeypatch, capsys, "--workdirs", *folders.values(), "--examples=2", f"--out={tmp_path}")
+    assert "--examples wants runs of the same tasks" in capsys.readouterr().err
+    scores["a"] = {"depth": 1.0}
+    command(monkeypatch, capsys, "--workdirs", *folders.values(), "--examples=2", f"--out={tmp_path}/out")
+    assert drawn["p"] == f"{tmp_path}/out/panels.png" and list(drawn["s"]) == ["depth"]
+    np.testing.assert_allclose(drawn["i"][:, 0, 0, 0], [0, 10 / 255], atol=1e-6)
+    assert np.all(drawn["t"]["depth"] == 4) and drawn["t"]["depth"].shape == (2, 4, 6, 1)
+    values = {title: np.unique(maps["depth"]).tolist() for title, maps in drawn["m"].items()}
+    assert values == {folders["a"]: [2.0], folders["b"]: [6.0]}
+    with pytest.raises(SystemExit):
+        command(monkeypatch, capsys, "--workdirs", folders["a"], "--examples=2")
+    assert "give --out=DIR" in capsys.readouterr().err
 
 
 def test_a_mistake_ends_with_one_sentence_and_exit_code_2(tmp_path, monkeypatch, capsys):

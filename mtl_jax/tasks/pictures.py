@@ -29,21 +29,28 @@ def encoded_truth(task: Task, label: jax.Array, valid: jax.Array) -> np.ndarray:
     return np.where(np.asarray(valid) > 0, np.asarray(shown), np.nan)
 
 
-def panels(path: str, images: np.ndarray, truths: Maps, predictions: Maps, tasks: Mapping[str, Task]) -> None:
-    """Writes a PNG: one row per example, image | truth | prediction of each task; classes' colours below.
+def panels(
+    path: str,
+    images: np.ndarray,
+    truths: Maps,
+    predictions: Mapping[str, Maps],
+    tasks: Mapping[str, Task],
+) -> None:
+    """Writes a PNG: one row per example, image | truth | predictions of each task; classes' colours below.
 
     Args:
       path: of the PNG; its folder is made.
       images: f32[N,H,W,3] in [0, 1].
       truths: encoded labels, NaN where unknown (drawn striped); tasks may be missing.
-      predictions: activated and decoded predictions.
+      predictions: activated and decoded predictions, by what they are called; of the same images, so that
+        several networks stand side by side.
       tasks: the tasks to draw, in this order.
     """
     columns = [("image", None, images, False)]
     for name, task in tasks.items():
         if name in truths:
             columns.append((f"{name}: truth", task, truths[name], False))
-        columns.append((f"{name}: prediction", task, predictions[name], True))
+        columns += [(f"{name}: {title}", task, maps[name], True) for title, maps in predictions.items()]
     legends = [(name, task) for name, task in tasks.items() if task.label_is_map and _class_names(task)]
 
     count, height, width = images.shape[:3]

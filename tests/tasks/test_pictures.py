@@ -34,7 +34,7 @@ def test_panels_show_each_map_in_its_place(drawn, tmp_path):
     truths, predictions = maps(1), maps(2)
     truths["semseg"][0, 2, 3] = np.nan
     truths["scene"][0] = np.nan
-    pictures.panels(str(tmp_path / "new" / "panels.png"), images, truths, predictions, TASKS)
+    pictures.panels(str(tmp_path / "new" / "panels.png"), images, truths, {"prediction": predictions}, TASKS)
     axes = drawn["panels.png"].axes
     columns = [axes[i : i + 2] for i in range(0, 14, 2)]  # two examples each
     titles = [column[0].get_title() for column in columns]
@@ -68,7 +68,7 @@ def test_boxes_are_drawn_over_the_image(drawn, tmp_path):
     scored = [[1, 2, 4, 7.5, 1, 0.87], [0, 0, 6, 3, 0, 0.2], nothing]  # the second is not sure
     images = np.random.default_rng(0).random((3, 6, 8, 3))
     predictions = {"detection": np.float32([scored, 3 * [nothing], scored])[:, :, None]}
-    pictures.panels(str(tmp_path / "panels.png"), images, truths, predictions, found)
+    pictures.panels(str(tmp_path / "panels.png"), images, truths, {"prediction": predictions}, found)
     axes = drawn["panels.png"].axes
     assert len(axes) == 9
     truth, prediction = axes[3:6], axes[6:9]
@@ -99,7 +99,7 @@ def test_a_picture_of_boxes_has_the_images_size(tmp_path, size):
 def test_a_panel_without_truths_is_a_picture_file(tmp_path):
     path = tmp_path / "panel.png"
     one = {name: values[:1] for name, values in maps(0).items()}
-    pictures.panels(str(path), np.ones((1, 6, 8, 3)), {}, one, TASKS)
+    pictures.panels(str(path), np.ones((1, 6, 8, 3)), {}, {"prediction": one}, TASKS)
     with Image.open(path) as picture:
         assert picture.width > 1000 and np.asarray(picture).std() > 10
 
