@@ -80,10 +80,15 @@ class InteractingNet(nn.Module):
         return ("encoder", *self.encoder.last)
 
 
-def check_maps(model: str, tasks: Mapping[str, Task]) -> None:
-    """UserError if a model all of whose tasks have a prediction per pixel cannot have these."""
+def check_maps(model: str, tasks: Mapping[str, Task], least: int = 1) -> None:
+    """UserError if a network of `least` tasks, each with a prediction per pixel, cannot have these."""
     for name, task in tasks.items():
         if not task.dense:
             raise UserError(
                 f"config.model.name {model!r} is a network of dense tasks: task {name!r} is not dense"
             )
+    if len(tasks) < least:
+        raise UserError(
+            f"config.model.name {model!r} is a network whose tasks learn from each other: give it a second"
+            f" task beside {', '.join(tasks)}, or choose 'semantic_fpn'"
+        )

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from mtl_jax.errors import one_of
 from mtl_jax.models.decoders.mti_net import SOFTMAX, MTINetDecoder
-from mtl_jax.models.distilling import build_encoder
-from mtl_jax.models.interacting import InteractingNet
+from mtl_jax.models.encoder import build_encoder
+from mtl_jax.models.interacting import InteractingNet, check_maps
 from mtl_jax.tasks import Task
 
 
@@ -33,7 +33,8 @@ def build(
     Raises:
       UserError: an option that is none of these, one task alone, or one without a prediction per pixel.
     """
-    network = build_encoder("mti_net", tasks, dtype, backbone, encoder)
+    network = build_encoder(dtype, backbone, encoder)
+    check_maps("mti_net", tasks, least=2)
     one_of("model.fpm_softmax", fpm_softmax, SOFTMAX)
     kind = jnp.dtype(dtype)
     channels = {name: task.channels for name, task in tasks.items()}

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from mtl_jax.errors import UserError
 from mtl_jax.models.decoders.pad_net import PADNetDecoder
-from mtl_jax.models.distilling import build_encoder
-from mtl_jax.models.interacting import InteractingNet
+from mtl_jax.models.encoder import build_encoder
+from mtl_jax.models.interacting import InteractingNet, check_maps
 from mtl_jax.tasks import Task
 
 
@@ -32,7 +32,8 @@ def build(
     Raises:
       UserError: an option that is none of these, one task alone, or one without a prediction per pixel.
     """
-    network = build_encoder("pad_net", tasks, dtype, backbone, encoder)
+    network = build_encoder(dtype, backbone, encoder)
+    check_maps("pad_net", tasks, least=2)
     if width < 4 or width % 4:
         raise UserError(f"config.model.width is {width}: give a multiple of 4")
     kind = jnp.dtype(dtype)

@@ -7,10 +7,10 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from mtl_jax import names
 from mtl_jax.errors import UserError, one_of
 from mtl_jax.models.decoders.fpn import FPN
 from mtl_jax.models.decoders.semantic_fpn import SemanticBranch
+from mtl_jax.models.encoder import build_encoder
 from mtl_jax.models.multi_task import MultiTaskNet
 from mtl_jax.tasks import Task
 
@@ -42,18 +42,12 @@ def build(
     Raises:
       UserError: an option that is none of these.
     """
-    for key, value, known in (
-        ("dtype", dtype, ("float32", "bfloat16")),
-        ("model.backbone", backbone, ("hrnet", "resnet", "efficientnet", "mobilenet_v2")),
-        ("model.norm", norm, ("batch", "group")),
-        ("model.decoder", decoder, DECODERS),
-    ):
-        one_of(key, value, known)
+    network = build_encoder(dtype, backbone, encoder)
+    one_of("model.norm", norm, ("batch", "group"))
+    one_of("model.decoder", decoder, DECODERS)
     for key, value in {"pyramid_width": pyramid_width, "decoder_width": decoder_width}.items():
         if value < 1:
             raise UserError(f"config.model.{key} is {value}: give a number of channels")
-    strides = {} if backbone == "hrnet" else {"output_stride": 32}
-    network = names.build("models.backbones", backbone, {**strides, **encoder}, dtype)
     kind = jnp.dtype(dtype)
 
     def make_decoder(task: str | None, name: str) -> nn.Module:
