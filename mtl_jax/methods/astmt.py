@@ -24,6 +24,7 @@ from mtl_jax.methods import weighting as weightings
 from mtl_jax.methods.base import Method, Tree
 from mtl_jax.metrics.masked import labelled_mean
 from mtl_jax.models.conv import Conv
+from mtl_jax.models.interacting import InteractingNet
 
 TAPS = ("decoder", "encoder")
 
@@ -224,6 +225,11 @@ def build(
     if sorted(order) != sorted(tasks):
         raise UserError(
             f"config.method.order must name each of {', '.join(tasks)} once, not {', '.join(order)}"
+        )
+    if isinstance(model, InteractingNet):
+        raise UserError(
+            "config.method is 'astmt', which runs one task at a time, but the network's branches read each"
+            " other: choose another config.model"
         )
     if not 0 <= discriminator_weight <= 1:
         raise UserError(f"config.method.discriminator_weight is {discriminator_weight}: give 0 to 1")

@@ -13,7 +13,7 @@ from mtl_jax import config as configs
 from mtl_jax import names, train
 from mtl_jax.errors import UserError
 from mtl_jax.methods import astmt
-from mtl_jax.models import deeplab
+from mtl_jax.models import deeplab, pad_net
 from mtl_jax.models.backbones import resnet
 from mtl_jax.models.naming import owned
 from mtl_jax.models.prediction import Prediction
@@ -381,6 +381,11 @@ def test_wrong_options_are_named(tasks, options, words):
     with pytest.raises(UserError) as error:
         names.build("methods", "astmt", {"discriminator_weight": 0.1, "steps": 10, **options}, None, tasks)
     assert words in str(error.value)
+
+
+def test_networks_whose_branches_read_each_other_have_no_turns():
+    with pytest.raises(UserError, match="config.method is 'astmt', which runs one task at a time, but"):
+        astmt.build(pad_net.build(REAL, "float32"), REAL)
 
 
 def test_features_of_different_widths_need_the_other_tap():
