@@ -16,6 +16,8 @@ FILES = sorted(str(p) for p in pathlib.Path("configs").glob("*.py"))
 def parts(config):
     """Builds the tasks, model and method of a config (the dataset may not be on this machine)."""
     configs.check(config)
+    if config.weights.source == "run":  # of a row before, which has not run
+        config.weights = configs.default().weights
     names.resolve("data.datasets", config.data.name)
     known = {  # where the labels are known only with the files
         "bsds500": {"edges": {"annotators": 9}},
@@ -64,10 +66,14 @@ CONTRAST = [
     "configs/ccr.py:table=k,dataset=scenes",
     "configs/ccr.py:table=1,dataset=rooms",
 ]
+COMPOSITE = [
+    f"configs/compl.py:table={name}/{percents[0]}"
+    for name, (_, _, _, percents, _) in configs.load_file("configs/compl.py")[0].TABLES.items()
+]
 
 
 @pytest.mark.parametrize("scale", ["full", "mini"])
-@pytest.mark.parametrize("spec", TABLES + PARTIAL + CONTRAST)
+@pytest.mark.parametrize("spec", TABLES + PARTIAL + CONTRAST + COMPOSITE)
 def test_rows_of_a_table_are_complete(spec, scale):
     found = sweep.load_sweep(spec)
     for job in sweep.jobs(found, spec, "runs", list(found.rows), 1, scale, {}):
@@ -142,6 +148,32 @@ def test_thin_networks_have_fewer_anchors_and_pixels_that_are_alike():
     assert (full.k, full.gamma, thin.k, thin.gamma) == (128, 0.01, 16, 0.05)
     short = configs.load("configs/ccr.py:dataset=scenes", {"train.steps": 600})
     assert short.method.ramp_steps == 30 and short.optimizer.warmup_steps == 6
+
+
+def test_composite_learning_has_the_papers_rows_and_stages():
+    found = sweep.load_sweep("configs/compl.py:table=1/5").rows
+    assert found["Depth + DenseCL"].paper == {"depth/rmse_image": 0.8479}
+    assert sweep.load_sweep("configs/compl.py:table=4/100").rows["Depth + Semseg"].paper == {
+        "depth/rmse_image": 0.606,
+        "semseg/mIoU": pytest.approx(0.3166),
+    }
+    later = found["MoCo -> Depth + MoCo"]
+    assert later.overrides["weights"]["path"] == "{row:MoCo}" and "auxiliary=moco" in later.arg
+    before, after = (configs.load(f"configs/compl.py:{found[name].arg}") for name in ("MoCo", "Depth + MoCo"))
+    assert (before.method.weights.depth, before.method.weight, before.data.labels.unlabelled.to_dict()) == (
+        0.0,
+        1.0,
+        {},
+    )
+    assert after.method.weights.depth == 1.0 and "weight" not in after.method
+    assert after.data.labels.unlabelled.all == pytest.approx(0.95)
+    assert configs.load("configs/compl.py:auxiliary=none").method.name == "supervised"
+    for arg, message in (
+        ("table=1/7", "table='1/7' is unknown"),
+        ("percent=0", "percent=0.0 makes no sense"),
+    ):
+        with pytest.raises(UserError, match=message):
+            (sweep.load_sweep if "table" in arg else configs.load)(f"configs/compl.py:{arg}")
 
 
 @pytest.mark.parametrize(

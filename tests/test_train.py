@@ -264,12 +264,13 @@ data = experiment.build_dataset(c)
 known = tasks.build(c.tasks, data.labels)
 method = experiment.build_method(c, experiment.build_model(c, known), known)
 results = []
+init = lambda key: train.init_state(method, c, key, experiment.example_batch(c, known, method.views))
+start = jax.device_get(jax.jit(init)(jax.random.key(0)))
 for n in (1, 8):
     mesh = jax.make_mesh((n,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:n])
     whole = replicated(mesh)
     split = batch_sharding(mesh)
-    init = lambda key: train.init_state(method, c, key, experiment.example_batch(c, known, method.views))
-    state = jax.jit(init, out_shardings=whole)(jax.random.key(0))
+    state = jax.device_put(start, whole)
     step = jax.jit(train.make_step(method, c), in_shardings=(whole, split), out_shardings=whole)
     batches = pipeline.train_batches(
         data.split("train", tuple(known)), known, c.data, 0, views=method.views
@@ -309,7 +310,8 @@ except UserError as error:
     ids=["supervised", "astmt", "mgda", "jtr", "ccr"],
 )
 def test_eight_devices_equal_one_and_batch_statistics_are_global(config_file, changes):
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+    environment = {**os.environ, "XLA_FLAGS": flags}
     run = subprocess.run(
         [sys.executable, "-c", DEVICES, str(config_file), json.dumps(changes)],
         env=environment,
