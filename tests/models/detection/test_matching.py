@@ -92,6 +92,19 @@ def test_best_anchor_of_an_object_is_positive_however_small_the_overlap():
     np.testing.assert_array_equal(targets.sampled, [True] * 4)
 
 
+def test_overlaps_of_the_thresholds_themselves():
+    anchors = np.float32([[0, 0, 10, 10], [0, 0, 7, 10], [0, 0, 6.9, 10], [0, 0, 3, 10], [0, 0, 2.9, 10]])
+    rows = EMPTY.copy()
+    rows[0] = [0, 0, 10, 10, 0, 0]
+    targets = anchor_targets(jax.random.key(0), anchors, rows)
+    np.testing.assert_array_equal(targets.positive, [True, True, False, False, False])
+    np.testing.assert_array_equal(targets.sampled, [True, True, False, False, True])
+    halves = np.float32([[0, 0, 5, 10], [0, 0, 5.1, 10], [0, 0, 4.9, 10]])
+    drawn = region_targets(jax.random.key(0), halves, np.ones(3, bool), rows, samples=8)
+    found = {tuple(box): int(k) for box, k in zip(np.asarray(drawn.boxes), drawn.classes, strict=True)}
+    assert found == {tuple(rows[0, :4]): 1, tuple(halves[1]): 1, tuple(halves[2]): 0}
+
+
 def test_hard_objects_are_neither_positive_nor_negative():
     anchors = np.float32([[0, 0, 10, 10], [0, 0, 10, 100], [50, 50, 60, 60]])
     rows = EMPTY.copy()
