@@ -102,7 +102,7 @@ HOSTS = {
 }
 THIN = {
     "fpn": {"encoder": {"width": 8, "depth": "small_v2"}, "pyramid_width": 48, "decoder_width": 32},
-    "pad_net": {"encoder": {"width": 8, "depth": "small_v2"}},
+    "pad_net": {"encoder": {"width": 8, "depth": "small_v2"}, "width": 64},
     "mti_net": {"encoder": {"width": 8, "depth": "small_v2"}},
     "invpt": {"encoder": {"variant": "ti16", "patch": 8}, "width": 32},
 }

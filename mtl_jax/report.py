@@ -161,7 +161,9 @@ def draw_examples(path: str, workdirs: Sequence[str], count: int) -> None:
             )
     dataset = experiment.build_dataset(first.config)
     split = dataset.split(first.config.data.eval, tuple(first.tasks)).subset(range(count))
-    networks = {workdir: (run.model, run.variables) for workdir, run in runs.items()}
+    last = [os.path.basename(os.path.normpath(workdir)) for workdir in runs]  # unless that tells none apart
+    titles = last if len(set(last)) == len(last) else list(runs)
+    networks = {title: (run.model, run.variables) for title, run in zip(titles, runs.values(), strict=True)}
     evaluate.draw_examples(path, first.config, split, first.tasks, networks)
 
 
