@@ -1,6 +1,7 @@
 """Settings that must precede the first import of jax or tensorflow."""
 
 import os
+import sys
 
 import pytest
 
@@ -12,6 +13,14 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}".strip()
 # Small programs are compiled over and over by the tests: keep them all.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """Each module's compiled programs go with it: all of them together take gigabytes."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
 
 
 @pytest.fixture
