@@ -100,10 +100,12 @@ HOSTS = {
     "mti_net": {"name": "mti_net", **HRNET},
     "invpt": {"name": "invpt", "encoder": {"variant": "l16", "drop_path": 0.15}},
 }
+# Few steps are too few for the trunk's own slow statistics.
+SLENDER = {"width": 8, "depth": "small_v2", "momentum": 0.9}
 THIN = {
-    "fpn": {"encoder": {"width": 8, "depth": "small_v2"}, "pyramid_width": 48, "decoder_width": 32},
-    "pad_net": {"encoder": {"width": 8, "depth": "small_v2"}, "width": 64},
-    "mti_net": {"encoder": {"width": 8, "depth": "small_v2"}},
+    "fpn": {"encoder": SLENDER, "pyramid_width": 48, "decoder_width": 32},
+    "pad_net": {"encoder": SLENDER, "width": 64},
+    "mti_net": {"encoder": SLENDER},
     "invpt": {"encoder": {"variant": "ti16", "patch": 8}, "width": 32},
 }
 FEW = {"k": 1 / 8, "gamma": 5.0}  # times the paper's, for thin networks
