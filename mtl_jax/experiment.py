@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -183,6 +183,12 @@ def _read(workdir: str, name: str) -> str:
             return file.read()
     except FileNotFoundError:
         raise UserError(f"{workdir} is no working directory of a run: it has no {name}") from None
+
+
+def short_names(workdirs: Sequence[str]) -> list[str]:
+    """The last part of each path, if that tells the runs apart; else the paths."""
+    names = [os.path.basename(os.path.normpath(workdir)) for workdir in workdirs]
+    return names if len(set(names)) == len(names) else list(workdirs)
 
 
 def variables(deployed: Mapping[str, Any]) -> dict[str, Any]:

@@ -183,9 +183,8 @@ def read_runs(workdirs: Sequence[str]) -> list[Run]:
                 f"{workdirs[0]} and {workdir} differ in task {different[0][0]!r}:"
                 " compare runs of the same tasks"
             )
-    names = [os.path.basename(workdir) for workdir in workdirs]
     runs = []
-    for workdir, name in zip(workdirs, names if len(set(names)) == len(names) else workdirs, strict=True):
+    for workdir, name in zip(workdirs, experiment.short_names(workdirs), strict=True):
         trained = experiment.load(workdir)
         runs.append(Run(name, trained, *experiment.load_method(workdir, trained)))
     return runs
